@@ -1,0 +1,44 @@
+"""What a user can get wrong, as exceptions: one line that says what, where, and the way out.
+
+Anything else that is raised is a bug and may show its traceback.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class P2PHDError(Exception):
+    """A mistake the user can mend; its text is the one line that is shown."""
+
+    exit_code = 1
+
+
+class SettingsError(P2PHDError):
+    """A flag, environment variable or TOML key that is unknown, of the wrong type or contradicts the run."""
+
+    exit_code = 2
+
+
+class Interrupted(P2PHDError):
+    """The user or the system asked the program to stop, and it did so in good order."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """One thing that is wrong with one input file: `where` names the file, `what` the fault and its first place."""
+
+    where: str
+    what: str
+
+
+class DataProblems(P2PHDError):
+    """Everything that is wrong with a data set, collected so that it can be mended in one go."""
+
+    def __init__(self, problems: Sequence[Problem], hint: str) -> None:
+        self.problems = sorted(problems)
+        count = len(self.problems)
+        super().__init__(f"{count} problem{'s' if count != 1 else ''} found: {hint}")

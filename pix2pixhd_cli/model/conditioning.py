@@ -1,0 +1,27 @@
+"""What the networks see of a scene: one-hot classes and the boundary map."""
+
+import tensorflow as tf
+
+from pix2pixhd_cli.boundary import boundary_map
+
+
+def condition(label: tf.Tensor, instance: tf.Tensor, *, labels: int, ignored: tuple[int, ...] = ()) -> tf.Tensor:
+    """One-hot classes and the boundary map.
+
+    Args:
+        label: class ids, int32 [B, H, W].
+        instance: instance ids, int32 [B, H, W].
+        labels: one-hot channels; ids outside 0 … labels - 1 become an all-zero vector.
+        ignored: ids that become an all-zero vector although they lie within.
+
+    Returns float32 [B, H, W, labels + 1] of zeros and ones. Source: paper, section 3.3.
+    """
+    for identity in ignored:
+        label = tf.where(label == identity, -1, label)
+    boundary = tf.cast(boundary_map(instance, tf.concat), tf.float32)
+    return tf.concat([tf.one_hot(label, labels), boundary[..., None]], -1)
+
+
+def condition_picture(picture: tf.Tensor) -> tf.Tensor:
+    """An RGB input picture in the one-hot's place: uint8-valued [B, H, W, 3] -> float32 [B, H, W, 3] in [-1, 1]."""
+    return tf.cast(picture, tf.float32) / 127.5 - 1.0

@@ -1,0 +1,77 @@
+"""The multiscale discriminator (paper, section 3.2)."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from pix2pixhd_cli.model.generators import build_in_turn
+from pix2pixhd_cli.model.layers import Convolution, halve
+
+Maps = list[list[tf.Tensor]]  # over scales, finest first, and over layers
+
+
+class PatchDiscriminator(keras.layers.Layer):
+    """D_k: a PatchGAN that returns all its feature maps, the last of them the logits.
+
+    Args:
+        filters: filters of the first layer, doubling up to 512.
+        layers: layers after the first; all but the last of them halve the resolution.
+    """
+
+    def __init__(self, *, filters: int = 64, layers: int = 3, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        widths = [min(filters << n, 512) for n in range(layers + 1)]
+        self.stages = [
+            Convolution(
+                width,
+                4,
+                strides=2 if n < layers else 1,
+                padding=2,
+                norm=n > 0,
+                activation="leaky_relu",
+            )
+            for n, width in enumerate(widths)
+        ]
+        self.stages.append(Convolution(1, 4, padding=2, norm=False, activation=None))
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Create all weights for [B, H, W, C]; only C matters."""
+        build_in_turn(self.stages, input_shape)
+
+    def call(self, x: tf.Tensor) -> list[tf.Tensor]:
+        """[B, H, W, C] -> layers + 2 maps, of which the last is [B, h, w, 1]."""
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+
+class MultiscaleDiscriminator(keras.Model):
+    """Identical PatchGANs on the input and on it average-pooled once, twice ….
+
+    Args:
+        filters, layers: of each PatchGAN.
+        scales: how many there are.
+    """
+
+    def __init__(self, *, filters: int = 64, layers: int = 3, scales: int = 2) -> None:
+        super().__init__()
+        self.filters = filters
+        self.layers_per_scale = layers
+        self.scales = scales
+        self.discriminators = [PatchDiscriminator(filters=filters, layers=layers) for _ in range(scales)]
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Create all weights for [B, H, W, C]; only C matters."""
+        for discriminator in self.discriminators:
+            discriminator.build(input_shape)
+
+    def call(self, x: tf.Tensor) -> Maps:
+        """Conditioning and picture, float32 [B, H, W, C], to every map of every scale, finest first."""
+        maps = []
+        for scale, discriminator in enumerate(self.discriminators):
+            x = halve(x) if scale else x
+            maps.append(discriminator(x))
+        return maps

@@ -1,0 +1,48 @@
+"""The instance encoder and instance-wise average pooling (paper, section 3.4)."""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from pix2pixhd_cli.model.generators import GlobalGenerator
+
+
+class InstanceEncoder(GlobalGenerator):
+    """E: the global generator's shape without residual blocks.
+
+    Takes a photo, float32 [B, H, W, 3] in [-1, 1], and returns raw features, float32 [B, H, W, channels] in [-1, 1];
+    `pool_instances` or `instance_codes` turns them into feature codes.
+    """
+
+    def __init__(self, *, filters: int = 16, downsamplings: int = 4, channels: int = 3) -> None:
+        super().__init__(filters=filters, downsamplings=downsamplings, blocks=0, channels=channels)
+
+
+class InstanceCodes(NamedTuple):
+    """The pooled features of every instance of a batch, N in all, and where each pixel finds its own."""
+
+    codes: tf.Tensor  # float32 [N, C]
+    pixels: tf.Tensor  # float32 [N], how many pixels each has
+    key: tf.Tensor  # int64 [N], image index << 32 | instance id
+    index: tf.Tensor  # int32 [B, H, W] into the N
+
+
+def instance_codes(features: tf.Tensor, instance: tf.Tensor) -> InstanceCodes:
+    """Average `features`, float32 [B, H, W, C], over each instance of each picture.
+
+    `instance` is integer [B, H, W] with any ids from 0 to 2^32 - 1; equal ids in two pictures are two instances.
+    """
+    shape = tf.shape(instance)
+    picture = tf.range(tf.cast(shape[0], tf.int64))[:, None, None]
+    key, index = tf.unique(tf.reshape(tf.bitwise.left_shift(picture, 32) | tf.cast(instance, tf.int64), [-1]))
+    count = tf.size(key)
+    flat = tf.reshape(features, [-1, features.shape[-1]])
+    pixels = tf.math.unsorted_segment_sum(tf.ones_like(flat[:, 0]), index, count)
+    codes = tf.math.unsorted_segment_sum(flat, index, count) / pixels[:, None]
+    return InstanceCodes(codes, pixels, key, tf.reshape(index, shape))
+
+
+def pool_instances(features: tf.Tensor, instance: tf.Tensor) -> tf.Tensor:
+    """Instance-wise average pooling: every pixel gets its instance's mean, [B, H, W, C] -> [B, H, W, C]."""
+    pooled = instance_codes(features, instance)
+    return tf.gather(pooled.codes, pooled.index)

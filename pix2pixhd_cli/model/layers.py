@@ -1,0 +1,162 @@
+"""The blocks that all networks are made of, padded as the reference pads them.
+
+`padding="same"` is nowhere used: on even sizes it shifts every stride-2 layer by one pixel.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import keras
+import tensorflow as tf
+
+Activation = Literal["relu", "leaky_relu", "tanh"]
+ACTIVATIONS = {"relu": tf.nn.relu, "leaky_relu": lambda x: tf.nn.leaky_relu(x, 0.2), "tanh": tf.math.tanh, None: tf.identity}
+
+
+def kernel_initializer() -> keras.initializers.Initializer:
+    """N(0, 0.02), for every convolution."""
+    return keras.initializers.RandomNormal(stddev=0.02)
+
+
+def bias_initializer(fan_in: int) -> keras.initializers.Initializer:
+    """Uniform within ±1 / √fan_in."""
+    bound = fan_in**-0.5
+    return keras.initializers.RandomUniform(-bound, bound)
+
+
+class InstanceNorm(keras.layers.Layer):
+    """Instance normalisation without scale, offset or running statistics: biased variance, epsilon 1e-5.
+
+    [B, H, W, C] -> [B, H, W, C], each channel of each picture with mean 0 and variance 1.
+    """
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """Normalise over height and width."""
+        return _normalise(x)
+
+
+def _spatial_mean(x: tf.Tensor) -> tf.Tensor:
+    """[B, H, W, C] -> [B, 1, 1, C]; in two stages, because one long float32 sum loses a digit."""
+    return tf.reduce_mean(tf.reduce_mean(x, 2, keepdims=True), 1, keepdims=True)
+
+
+@tf.custom_gradient
+def _normalise(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+    """Zero mean and unit variance, with the gradient in closed form: fewer passes and nothing but y kept for it."""
+    centred = x - _spatial_mean(x)
+    scale = tf.math.rsqrt(_spatial_mean(tf.square(centred)) + 1e-5)
+    y = centred * scale
+
+    def gradient(dy: tf.Tensor) -> tf.Tensor:
+        return scale * (dy - _spatial_mean(dy) - y * _spatial_mean(dy * y))
+
+    return y, gradient
+
+
+class Convolution(keras.layers.Layer):
+    """Pad, convolve, normalise, activate.
+
+    Args:
+        filters: output channels.
+        kernel_size: side of the square kernel.
+        strides: 1 or 2.
+        padding: pixels added on every side.
+        reflect: pad by reflection instead of zeros.
+        norm: apply instance normalisation.
+        activation: "relu", "leaky_relu" (slope 0.2), "tanh" or None.
+    """
+
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int,
+        *,
+        strides: int = 1,
+        padding: int = 0,
+        reflect: bool = False,
+        norm: bool = True,
+        activation: Activation | None = "relu",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.kernel_size = kernel_size
+        self.strides = strides
+        self.padding = padding
+        self.reflect = reflect
+        self.norm = InstanceNorm() if norm else None
+        self.activation = activation
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Create the kernel and the bias, whose start depends on the input's channels."""
+        channels = input_shape[-1]
+        assert channels is not None
+        self.convolution = keras.layers.Conv2D(
+            self.filters,
+            self.kernel_size,
+            self.strides,
+            kernel_initializer=kernel_initializer(),
+            bias_initializer=bias_initializer(channels * self.kernel_size**2),
+        )
+        self.convolution.build(input_shape)
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """[B, H, W, C] -> [B, (H + 2 padding - kernel_size) // strides + 1, …, filters]."""
+        p = self.padding
+        if p:
+            x = tf.pad(x, [[0, 0], [p, p], [p, p], [0, 0]], "REFLECT" if self.reflect else "CONSTANT")
+        x = self.convolution(x)
+        if self.norm is not None:
+            x = self.norm(x)
+        return ACTIVATIONS[self.activation](x)
+
+
+class Upsample(keras.layers.Layer):
+    """Transposed 3x3 convolution with stride 2, instance normalisation, ReLU: [B, H, W, C] -> [B, 2H, 2W, filters]."""
+
+    def __init__(self, filters: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.norm = InstanceNorm()
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Create kernel and bias; the reference counts a transposed convolution's fan-in by its outputs."""
+        self.convolution = keras.layers.Conv2DTranspose(
+            self.filters,
+            3,
+            strides=2,
+            kernel_initializer=kernel_initializer(),
+            bias_initializer=bias_initializer(self.filters * 9),
+        )
+        self.convolution.build(input_shape)
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """Crop the 2H + 1 rows and columns of the valid convolution to the 2H that the reference keeps."""
+        x = self.convolution(x)[:, 1:, 1:, :]
+        return tf.nn.relu(self.norm(x))
+
+
+class ResidualBlock(keras.layers.Layer):
+    """x + two reflection-padded 3x3 convolutions, with no activation after the sum."""
+
+    def __init__(self, filters: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.first = Convolution(filters, 3, padding=1, reflect=True)
+        self.second = Convolution(filters, 3, padding=1, reflect=True, activation=None)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Build both convolutions; they keep the shape."""
+        self.first.build(input_shape)
+        self.second.build(input_shape)
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """[B, H, W, filters] -> [B, H, W, filters]."""
+        return x + self.second(self.first(x))
+
+
+def halve(x: tf.Tensor) -> tf.Tensor:
+    """Average-pool 3x3 with stride 2, the border not counted: [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C]."""
+    pad = [[0, 0], [1, 1], [1, 1], [0, 0]]
+    total = tf.nn.avg_pool2d(tf.pad(x, pad), 3, 2, "VALID")
+    share = tf.nn.avg_pool2d(tf.pad(tf.ones_like(x[:1, :, :, :1]), pad), 3, 2, "VALID")
+    return total / share

@@ -1,0 +1,33 @@
+"""The losses, as pure functions of discriminator maps and pictures (paper, sections 3.1 to 3.3).
+
+Discriminator maps are lists over scales of lists over layers of float32 [B, h, w, c]. Every loss is a float32 scalar and
+carries no weight.
+"""
+
+import tensorflow as tf
+
+from pix2pixhd_cli.model.discriminators import Maps
+
+
+def adversarial_loss(maps: Maps, target: float) -> tf.Tensor:
+    """LSGAN: the logits' mean squared distance to `target` (1 real, 0 fake), summed over scales."""
+    return tf.add_n([tf.reduce_mean(tf.square(scale[-1] - target)) for scale in maps])
+
+
+def feature_matching_loss(fake: Maps, real: Maps) -> tf.Tensor:
+    """L1 distance between D's inner maps of fake and photo; the photo's are constants (paper, equation 4).
+
+    The reference weighs a map by 4 / (layers + 1) and averages over scales; D's logits take no part.
+    """
+    inner = len(fake[0]) - 1
+    distances = [
+        tf.reduce_mean(tf.abs(f - tf.stop_gradient(r)))
+        for fakes, reals in zip(fake, real, strict=True)
+        for f, r in zip(fakes[:inner], reals[:inner], strict=True)
+    ]
+    return tf.add_n(distances) * (4.0 / inner) / len(fake)
+
+
+def reconstruction_loss(fake: tf.Tensor, photo: tf.Tensor) -> tf.Tensor:
+    """Mean L1 distance of pictures, [B, H, W, 3] in [-1, 1]; not in the paper."""
+    return tf.reduce_mean(tf.abs(fake - photo))

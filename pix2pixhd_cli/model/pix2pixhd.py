@@ -1,0 +1,151 @@
+"""The networks together: how a picture is made, and one training step."""
+
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+from pix2pixhd_cli.model.conditioning import condition, condition_picture
+from pix2pixhd_cli.model.discriminators import Maps, MultiscaleDiscriminator
+from pix2pixhd_cli.model.encoder import InstanceEncoder, pool_instances
+from pix2pixhd_cli.model.generators import GlobalGenerator
+from pix2pixhd_cli.model.losses import adversarial_loss, feature_matching_loss, reconstruction_loss
+
+
+class Batch(NamedTuple):
+    """What one step sees: class ids or an RGB input, instance ids, and photos.
+
+    label: int32 [B, H, W], or uint8-valued [B, H, W, 3] where the input is RGB.
+    instance: int32 [B, H, W].
+    photo: float32 [B, H, W, 3] in [-1, 1].
+    """
+
+    label: tf.Tensor
+    instance: tf.Tensor
+    photo: tf.Tensor
+
+
+class Losses(NamedTuple):
+    """The losses of one step, float32 scalars, weighted as they enter the sum; `d_*` without their factor of a half."""
+
+    g_gan: tf.Tensor
+    g_feat: tf.Tensor
+    g_rec: tf.Tensor
+    d_real: tf.Tensor
+    d_fake: tf.Tensor
+
+
+class Pix2PixHD:
+    """Generator, encoder and discriminator, built and ready.
+
+    Args:
+        generator: conditioning and feature map to picture.
+        encoder: photo to raw features, or None.
+        discriminator: needed for training only.
+        labels: one-hot channels, or 0 where the input is an RGB picture.
+        ignored: class ids that become all-zero vectors.
+        feature_matching: weight of the feature matching loss, 0 = off.
+        reconstruction: weight of the reconstruction loss, 0 = off.
+    """
+
+    def __init__(
+        self,
+        *,
+        generator: GlobalGenerator,
+        encoder: InstanceEncoder | None,
+        discriminator: MultiscaleDiscriminator | None,
+        labels: int,
+        ignored: tuple[int, ...] = (),
+        feature_matching: float = 10.0,
+        reconstruction: float = 0.0,
+    ) -> None:
+        self.generator = generator
+        self.encoder = encoder
+        self.discriminator = discriminator
+        self.labels = labels
+        self.ignored = ignored
+        self.feature_matching = feature_matching
+        self.reconstruction = reconstruction
+        condition_channels = labels + 1 if labels else 3
+        features = encoder.channels if encoder is not None else 0
+        generator.build((None, None, None, condition_channels + features))
+        if encoder is not None:
+            encoder.build((None, None, None, 3))
+        if discriminator is not None:
+            discriminator.build((None, None, None, condition_channels + generator.channels))
+
+    @property
+    def networks(self) -> dict[str, keras.Model]:
+        """The networks there are, by name."""
+        named = {"generator": self.generator, "encoder": self.encoder, "discriminator": self.discriminator}
+        return {name: network for name, network in named.items() if network is not None}
+
+    @property
+    def generator_variables(self) -> list[keras.Variable]:
+        """What the generator's loss trains: G and E."""
+        encoder = self.encoder.trainable_variables if self.encoder is not None else []
+        return [*self.generator.trainable_variables, *encoder]
+
+    @property
+    def discriminator_variables(self) -> list[keras.Variable]:
+        """What the discriminator's loss trains."""
+        return list(self._discriminator.trainable_variables)
+
+    @property
+    def _discriminator(self) -> MultiscaleDiscriminator:
+        assert self.discriminator is not None, "this model was built without its discriminator"
+        return self.discriminator
+
+    def condition(self, batch: Batch) -> tf.Tensor:
+        """What G and D see of the scene: float32 [B, H, W, labels + 1], or the RGB input [B, H, W, 3]."""
+        if not self.labels:
+            return condition_picture(batch.label)
+        return condition(batch.label, batch.instance, labels=self.labels, ignored=self.ignored)
+
+    def encode(self, batch: Batch) -> tf.Tensor:
+        """The feature map of the photos' own codes: float32 [B, H, W, channels]."""
+        assert self.encoder is not None, "this model has no encoder"
+        return pool_instances(self.encoder(batch.photo), batch.instance)
+
+    def generate(self, conditioning: tf.Tensor, features: tf.Tensor | None) -> tf.Tensor:
+        """Paint: float32 [B, H, W, 3] in [-1, 1]."""
+        return self.generator(conditioning if features is None else tf.concat([conditioning, features], -1))
+
+    def reconstruct(self, batch: Batch) -> tf.Tensor:
+        """Paint the scene in its photo's own style: float32 [B, H, W, 3] in [-1, 1]."""
+        return self.generate(self.condition(batch), self.encode(batch) if self.encoder is not None else None)
+
+    def judge(self, conditioning: tf.Tensor, picture: tf.Tensor) -> Maps:
+        """All maps of the discriminator on a picture in its scene."""
+        maps: Maps = self._discriminator(tf.concat([conditioning, picture], -1))
+        return maps
+
+    def losses(self, batch: Batch) -> Losses:
+        """All losses of a batch. One pass of D over the fake serves both G's losses and D's."""
+        conditioning = self.condition(batch)
+        fake = self.generate(conditioning, self.encode(batch) if self.encoder is not None else None)
+        on_fake = self.judge(conditioning, fake)
+        on_real = self.judge(conditioning, batch.photo)
+        zero = tf.zeros([], fake.dtype)
+        return Losses(
+            g_gan=adversarial_loss(on_fake, 1.0),
+            g_feat=self.feature_matching * feature_matching_loss(on_fake, on_real) if self.feature_matching else zero,
+            g_rec=self.reconstruction * reconstruction_loss(fake, batch.photo) if self.reconstruction else zero,
+            d_real=adversarial_loss(on_real, 1.0),
+            d_fake=adversarial_loss(on_fake, 0.0),
+        )
+
+    def train_step(
+        self, batch: Batch, generator_optimizer: keras.Optimizer, discriminator_optimizer: keras.Optimizer
+    ) -> Losses:
+        """Update G (with E), then D, both from D as it was before the step; returns the losses before the update."""
+        with tf.GradientTape(persistent=True) as tape:
+            losses = self.losses(batch)
+            generator_loss = losses.g_gan + losses.g_feat + losses.g_rec
+            discriminator_loss = 0.5 * (losses.d_real + losses.d_fake)
+        generator_variables, discriminator_variables = self.generator_variables, self.discriminator_variables
+        generator_gradients = tape.gradient(generator_loss, [v.value for v in generator_variables])
+        discriminator_gradients = tape.gradient(discriminator_loss, [v.value for v in discriminator_variables])
+        generator_optimizer.apply(generator_gradients, generator_variables)
+        discriminator_optimizer.apply(discriminator_gradients, discriminator_variables)
+        return losses

@@ -1,0 +1,386 @@
+"""Every setting: its only name, type, default, range and help text.
+
+`Settings` has one frozen section per verb and per network. A field `epochs` of the section `train` is the flag `--epochs`
+of `p2phd train`, the environment variable `P2PHD_TRAIN__EPOCHS` and the TOML key `epochs` under `[train]`, and wins in
+that order. Sections of networks and losses carry their section in the flag: `--generator-filters`.
+"""
+
+import json
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from pix2pixhd_cli.errors import P2PHDError, SettingsError
+
+ENV_PREFIX = "P2PHD_"
+Values = dict[str, dict[str, Any]]  # section -> field -> value
+
+
+class Size(NamedTuple):
+    """Height and width in pixels."""
+
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}"
+
+
+def parse_size(text: str) -> Size:
+    """Read `HEIGHTxWIDTH`, both at least 1; raises `ValueError` otherwise."""
+    height, cross, width = text.partition("x")
+    if not cross or not height.isdecimal() or not width.isdecimal() or not int(height) or not int(width):
+        raise ValueError(f"{text!r} is not HEIGHTxWIDTH, such as 512x1024")
+    return Size(int(height), int(width))
+
+
+def _checked_size(text: str) -> str:
+    return str(parse_size(text))
+
+
+def _split_commas(value: object) -> object:
+    """Environment variables hold lists as `1,2,3`."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+SizeText = Annotated[str, AfterValidator(_checked_size)]
+Integers = Annotated[tuple[int, ...], NoDecode, BeforeValidator(_split_commas)]
+Strings = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)]
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PrepareSettings(Section):
+    """How raw photos, label maps and instance maps become a checked data set."""
+
+    layout: Literal["cityscapes", "pix2pixhd", "pairs"] = Field(
+        "cityscapes",
+        description="How SOURCE is laid out: the official Cityscapes tree, the flat SPLIT_label, SPLIT_inst, SPLIT_img "
+        "(or SPLIT_A, SPLIT_B) folders of the public code, or two named folders.",
+    )
+    width: int | None = Field(None, ge=1, description="Scale every example to this width, keeping its ratio.")
+    size: SizeText | None = Field(None, description="Scale every example to HEIGHTxWIDTH; the ratio may change.")
+    multiple: int = Field(32, ge=1, description="Sides go to the nearest multiple of this.")
+    limit: int | None = Field(None, ge=1, description="Take only the first N examples of each split.")
+    classes: Path | None = Field(
+        None,
+        description="Class table, TOML or CSV: id, name, color, thing. Cityscapes' own table is built in for its layout; "
+        "elsewhere classes default to 0 … the largest id seen.",
+    )
+    palette: bool = Field(False, description="Label maps are RGB pictures in the class table's colours.")
+    ignore_id: Integers = Field((255,), description="Label id without meaning: an all-zero one-hot. Repeatable.")
+    remap: Strings = Field((), description="OLD=NEW replaces a label id while reading. Repeatable.")
+    instances: Literal["auto", "maps", "components", "none"] = Field(
+        "auto",
+        description="Where instances come from: instance maps, connected components of label maps, or nowhere; "
+        "auto takes the maps if there are any.",
+    )
+    component_class: Strings = Field(
+        (),
+        description="Class (name or id) whose connected regions are instances of their own; the class table's "
+        "things by default, or every class if it marks none. Repeatable.",
+    )
+    input: Literal["auto", "labels", "rgb"] = Field(
+        "auto", description="What SOURCE's inputs are: label maps, or RGB pictures (auto: RGB for SPLIT_A folders)."
+    )
+    label_folder: str = Field("labels", description="Layout pairs: the folder of label maps (or RGB inputs) in SOURCE.")
+    photo_folder: str = Field("photos", description="Layout pairs: the folder of photos in SOURCE.")
+    instance_folder: str = Field("instances", description="Layout pairs: the folder of instance maps in SOURCE.")
+
+
+class PackSettings(Section):
+    """How a data set becomes TFRecord shards."""
+
+    split: Strings = Field((), description="Split to pack; all of them by default. Repeatable.")
+    shards: int | None = Field(None, ge=1, description="Shards per split; by default one for every 256 MiB.")
+
+
+class GeneratorSettings(Section):
+    """The picture-making network (paper, section 3.2)."""
+
+    filters: int = Field(64, ge=1, description="Filters of the first layer at full resolution.")
+    downsamplings: int = Field(4, ge=1, description="Times the resolution is halved; sides must divide by 2 to this.")
+    blocks: int = Field(9, ge=0, description="Residual blocks at the lowest resolution.")
+
+
+class DiscriminatorSettings(Section):
+    """The multiscale PatchGAN discriminators (paper, section 3.2)."""
+
+    filters: int = Field(64, ge=1, description="Filters of the first layer.")
+    layers: int = Field(3, ge=1, description="Strided layers after the first.")
+    scales: int = Field(2, ge=1, description="Discriminators, each seeing half the resolution of the one before.")
+
+
+class EncoderSettings(Section):
+    """The instance encoder that finds feature codes (paper, section 3.4)."""
+
+    enabled: bool | None = Field(
+        None, description="Train an encoder; by default where there are photos and instances or classes to pool."
+    )
+    filters: int = Field(16, ge=1, description="Filters of the first layer.")
+    downsamplings: int = Field(4, ge=1, description="Times the resolution is halved.")
+    channels: int = Field(3, ge=1, description="Numbers in a feature code.")
+
+
+class LossSettings(Section):
+    """Weights of the generator's losses; 0 switches one off."""
+
+    feature_matching: float = Field(10.0, ge=0, description="Weight of the feature matching loss (paper, equation 4).")
+    reconstruction: float = Field(
+        0.0, ge=0, description="Weight of the L1 distance to the photo. Not in the paper; helps small data."
+    )
+
+
+class TrainSettings(Section):
+    """The length, order and pace of training."""
+
+    epochs: int = Field(100, ge=1, description="Epochs at the full learning rate.")
+    decay_epochs: int = Field(100, ge=0, description="Epochs after those, over which the learning rate falls linearly.")
+    batch_size: int = Field(1, ge=1, description="Examples per step.")
+    learning_rate: float = Field(2e-4, gt=0, description="Adam's learning rate.")
+    beta1: float = Field(0.5, ge=0, lt=1, description="Adam's first moment decay.")
+    seed: int = Field(0, ge=0, description="Seed of weights, order, flips and crops.")
+    split: str = Field("train", description="Split to train on.")
+    flip: bool = Field(True, description="Mirror half of the examples, chosen anew each epoch.")
+    crop: SizeText | None = Field(None, description="Train on random crops of HEIGHTxWIDTH.")
+    log_every: int = Field(50, ge=1, description="Steps between lines in metrics.jsonl.")
+    sample_every: int = Field(1000, ge=1, description="Steps between sample pictures.")
+    checkpoint_every: int = Field(1000, ge=1, description="Steps between checkpoints.")
+    keep_checkpoints: int = Field(2, ge=1, description="Checkpoints to keep; older ones are deleted.")
+    tensorboard: bool = Field(False, description="Also write TensorBoard logs (extra: tensorboard).")
+
+
+class EncodeSettings(Section):
+    """Which instances get feature codes."""
+
+    split: str = Field("train", description="Split whose instances are encoded.")
+
+
+class ClusterSettings(Section):
+    """How feature codes become styles."""
+
+    clusters: int = Field(10, ge=1, description="Styles per class, at the most.")
+    min_area: float = Field(
+        0.015625, ge=0, lt=1, description="Only instances larger than this share of their picture take part."
+    )
+
+
+class GenerateSettings(Section):
+    """Which pictures to make, and in which style."""
+
+    split: str = Field("val", description="Split to paint, where LABELS is a prepared data set.")
+    limit: int | None = Field(None, ge=1, description="Paint only the first N label maps.")
+    feature_code: Strings = Field(
+        (),
+        description="TARGET=CHOICE. TARGET: a class (car), a class or instance id (26003), instance:17. CHOICE: a cluster's "
+        "index or name, random, mean, photo, or a vector (0.1,-0.4,0.9). Repeatable; later wins.",
+    )
+    feature_gain: float = Field(
+        0.0, description="k of the gate feature = k · E(photo) + b, where b is the chosen code; other than 0 needs photos."
+    )
+    seed: int = Field(0, ge=0, description="Seed of randomly chosen styles.")
+    hold: bool = Field(False, description="Draw the same styles for every picture, as for a video.")
+    grid: bool = Field(False, description="Also write label map and result side by side, to OUT/grids.")
+    all_codes: Strings = Field(
+        (), description="Class to paint in each of its styles, as a strip in OUT/strips. Repeatable."
+    )
+    instance_map: Path | None = Field(None, description="Instance map, or a folder of them paired by name, for LABELS.")
+    photo: Path | None = Field(None, description="Photo, or a folder of them paired by name, for the photo's own codes.")
+
+
+class Settings(BaseSettings):
+    """All settings of all verbs. Build it with `load_settings`, or plainly: `Settings(train={"epochs": 5})`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_nested_delimiter="__", frozen=True, extra="forbid"
+    )
+
+    prepare: PrepareSettings = PrepareSettings()
+    pack: PackSettings = PackSettings()
+    generator: GeneratorSettings = GeneratorSettings()
+    discriminator: DiscriminatorSettings = DiscriminatorSettings()
+    encoder: EncoderSettings = EncoderSettings()
+    loss: LossSettings = LossSettings()
+    train: TrainSettings = TrainSettings()
+    encode: EncodeSettings = EncodeSettings()
+    cluster: ClusterSettings = ClusterSettings()
+    generate: GenerateSettings = GenerateSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take only what is passed: `load_settings` merges the environment, nothing else reads it behind one's back."""
+        del settings_cls, env_settings, dotenv_settings, file_secret_settings
+        return (init_settings,)
+
+
+# Settings that shape the networks: a later verb or a resumed training takes them from the run and from nowhere else.
+NETWORK_SECTIONS = ("generator", "discriminator", "encoder")
+# Settings that decide which example comes when: a resumed training cannot change them either.
+ORDER_FIELDS = ("batch_size", "seed", "split", "flip", "crop")
+SAVED_SECTIONS = (*NETWORK_SECTIONS, "loss", "train", "cluster")
+
+
+class Layer(NamedTuple):
+    """The values one source gives, and how a message names them."""
+
+    source: str  # flag | env | file | run
+    values: Values
+    place: str = ""
+
+    def name(self, section: str, field: str) -> str:
+        """How a user knows this setting when it comes from this source."""
+        if self.source == "flag":
+            return flag_name(section, field, own=section not in {*NETWORK_SECTIONS, "loss"})
+        if self.source == "env":
+            return env_name(section, field)
+        return f"[{section}] {field} in {self.place}" if field else f"[{section}] in {self.place}"
+
+
+def flag_name(section: str, field: str, own: bool) -> str:
+    """`--epochs` for a verb's own section, `--generator-filters` for the others."""
+    return "--" + (field if own else f"{section}-{field}").replace("_", "-")
+
+
+def env_name(section: str, field: str) -> str:
+    """The environment variable of a field."""
+    return f"{ENV_PREFIX}{section}__{field}".upper()
+
+
+def fields() -> Iterator[tuple[str, str, FieldInfo]]:
+    """Every setting as (section, field, its declaration), in the order of this file."""
+    for section, declaration in Settings.model_fields.items():
+        model = declaration.annotation
+        assert isinstance(model, type) and issubclass(model, Section)
+        for name, field in model.model_fields.items():
+            yield section, name, field
+
+
+def load_settings(
+    typed: Values | None = None, config: Path | None = None, run: Path | None = None, *, resume: bool = False
+) -> Settings:
+    """Merge, strongest first: `typed` (flags), the environment, `config` (TOML), the settings of `run`, the defaults.
+
+    Raises `SettingsError` for anything unknown, of the wrong type or out of range, and for a setting that contradicts
+    `run`: its networks always, with `resume` also the order of its examples.
+    """
+    layers = read_layers(typed, config, run)
+    settings = merge(layers)
+    if run is not None:
+        _refuse_contradictions(layers, resume)
+    return settings
+
+
+def read_layers(typed: Values | None = None, config: Path | None = None, run: Path | None = None) -> list[Layer]:
+    """Read every source, strongest first, without merging."""
+    layers = [Layer("flag", typed or {}), Layer("env", _read_environment())]
+    if config is not None:
+        layers.append(Layer("file", _read_toml(config), str(config)))
+    if run is not None:
+        layers.append(Layer("run", _read_run(run), str(run / "settings.json")))
+    return layers
+
+
+def merge(layers: list[Layer]) -> Settings:
+    """Merge layers key by key, the first one winning, and validate the result."""
+    merged: Values = {}
+    for layer in reversed(layers):
+        for section, values in layer.values.items():
+            merged[section] = merged.get(section, {}) | values if isinstance(values, Mapping) else values
+    try:
+        return Settings(**merged)  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise SettingsError("; ".join(_explain(problem, layers) for problem in error.errors())) from None
+
+
+def source_of(layers: list[Layer], section: str, field: str) -> str:
+    """Name the source that decided a setting: a flag, variable or file by name, or `default`."""
+    for layer in layers:
+        if field in layer.values.get(section, {}):
+            return layer.name(section, field)
+    return "default"
+
+
+def save_settings(settings: Settings) -> str:
+    """The JSON that a run keeps: the sections that training and clustering read."""
+    return json.dumps(settings.model_dump(mode="json", include=set(SAVED_SECTIONS)), indent=1) + "\n"
+
+
+def _read_environment() -> Values:
+    values = EnvSettingsSource(Settings)()
+    for name in os.environ:
+        section = name.upper().removeprefix(ENV_PREFIX).partition("__")[0].lower()
+        if name.upper().startswith(ENV_PREFIX) and "__" in name and section not in Settings.model_fields:
+            raise SettingsError(f"{name}: there is no section {section!r}; sections are {', '.join(Settings.model_fields)}")
+    return values
+
+
+def _read_toml(path: Path) -> Values:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(f"--config {path}: no such file") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"--config {path}: {error}") from None
+
+
+def _read_run(run: Path) -> Values:
+    path = run / "settings.json"
+    try:
+        values: Values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise P2PHDError(f"{run}: no trained run here (settings.json is missing); `p2phd train PACKED {run}` makes one") from None
+    except ValueError as error:
+        raise P2PHDError(f"{path}: damaged ({error})") from None
+    return values
+
+
+def _explain(problem: Any, layers: list[Layer]) -> str:
+    """One validation problem in the words of the source that caused it."""
+    section, field, *_ = (*map(str, problem["loc"]), "", "")
+    layer = next((one for one in layers if not field or field in (one.values.get(section) or {})), layers[-1])
+    if not field:
+        layer = next((one for one in layers if section in one.values), layer)
+    name = layer.name(section, field)
+    if problem["type"] == "extra_forbidden":
+        known = Settings.model_fields if not field else dict(_section_model(section).model_fields)
+        return f"{name}: unknown; known are {', '.join(known)}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{name}: {message[0].lower()}{message[1:]} (got {problem['input']!r})"
+
+
+def _section_model(section: str) -> type[Section]:
+    model = Settings.model_fields[section].annotation
+    assert isinstance(model, type) and issubclass(model, Section)
+    return model
+
+
+def _refuse_contradictions(layers: list[Layer], resume: bool) -> None:
+    """A run's networks are what they are: refuse sources that say otherwise."""
+    run = merge(layers[-1:])
+    asked = merge(layers)
+    fixed = [(section, field) for section, field, _ in fields() if section in NETWORK_SECTIONS]
+    fixed += [("train", field) for field in ORDER_FIELDS] if resume else []
+    for section, field in fixed:
+        have, want = (getattr(getattr(one, section), field) for one in (run, asked))
+        if have != want:
+            raise SettingsError(
+                f"{source_of(layers, section, field)} is {want!r}, but the run was trained with {have!r}: "
+                "leave it out, or train a new run"
+            )

@@ -100,15 +100,16 @@ def draw_ground(street: Street, rng: Generator, curb: int, road: int) -> None:
         street.photo[road:near] = (84, 84, 88)
         street.photo[road:near] += rng.normal(0, 2, (near - road, width, 1))
     else:
-        street.photo[road:near] = cobbles(near - road, width)
+        street.photo[road:near] = cobbles(near - road, width, rng)
 
 
-def cobbles(height: int, width: int) -> NDArray[np.float64]:
-    """Rounded stones of 4 x 3 pixels in running bond with dark joints: [height, width, 3]."""
+def cobbles(height: int, width: int, rng: Generator) -> NDArray[np.float64]:
+    """Warm stones of 8 x 4 pixels in running bond, each a little different, with dark joints: [height, width, 3]."""
     y, x = np.mgrid[:height, :width]
-    course = y // 3
-    joint = (y % 3 == 0) | ((x + 2 * (course % 2)) % 4 == 0)
-    return np.where(joint[..., None], (58.0, 54.0, 50.0), (138.0, 128.0, 116.0))
+    course, shifted = y // 4, x + 4 * (y // 4 % 2)
+    shade = rng.normal(1, 0.06, (height // 4 + 1, width // 8 + 2))[course, shifted // 8]
+    joint = (y % 4 == 3) | (shifted % 8 == 7)
+    return np.where(joint[..., None], (84.0, 74.0, 64.0), np.array((164.0, 148.0, 126.0)) * shade[..., None])
 
 
 def draw_cars(street: Street, rng: Generator, road: int) -> None:

@@ -8,7 +8,7 @@ import inspect
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types
 import typer
@@ -18,7 +18,7 @@ from rich.markup import escape
 from pix2pixhd_cli.settings import Settings, Values, env_name, fields, flag_name, load_settings
 
 RunRule = Callable[[dict[str, Any]], Path | None]
-CONFIG = typer.Option(None, "--config", metavar="FILE.toml", help="Read settings from a TOML file; flags and environment win.")
+CONFIG = typer.Option("--config", metavar="FILE.toml", help="Read settings from a TOML file; flags and environment win.")
 
 
 def with_settings(*sections: str, run: RunRule = lambda arguments: None) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -47,7 +47,7 @@ def with_settings(*sections: str, run: RunRule = lambda arguments: None) -> Call
         parameters = [
             inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
             *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own.values()),
-            inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, annotation=Path | None, default=CONFIG),
+            inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[Path | None, CONFIG], default=None),
             *(_parameter(key, *declaration, own=declaration[0] == sections[0]) for key, declaration in declared.items()),
         ]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -115,9 +115,9 @@ def _parameter(key: str, section: str, name: str, field: FieldInfo, own: bool) -
     option = typer.Option(
         list(default) or None if isinstance(default, tuple) else default,
         f"{flag}/--no-{flag[2:]}" if annotation is bool else flag,
-        help=f"{escape(field.description or '')} [dim]\\[{env_name(section, name)}][/dim]",
-        rich_help_panel=section.capitalize(),
-        show_default=default_text(field) or False,
+        help=escape(field.description or ""),
+        rich_help_panel=_panel(section),
+        show_default=bool(default_text(field)),
         min=bounds.get("ge"),
         metavar=_metavar(field) if annotation is str else None,
     )
@@ -125,10 +125,16 @@ def _parameter(key: str, section: str, name: str, field: FieldInfo, own: bool) -
     return inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, annotation=kind | None, default=option)
 
 
+def _panel(section: str) -> str:
+    """A section's heading in the help, with the environment variables of its options."""
+    first = next(name for s, name, _ in fields() if s == section)
+    return f"{section.capitalize()} (environment: {env_name(section, first)} …)"
+
+
 def _metavar(field: FieldInfo) -> str:
-    """What to type: the first word in capitals of the help, such as HEIGHTxWIDTH or TARGET=CHOICE."""
+    """What to type: HEIGHTxWIDTH or OLD=NEW where the help says so."""
     words = (word.strip(".,;:") for word in (field.description or "").split())
-    return next((w for w in words if len(w) > 3 and w.replace("x", "").replace("=", "").isupper()), "TEXT")
+    return next((w for w in words if ("x" in w or "=" in w) and w.replace("x", "").replace("=", "").isupper()), "TEXT")
 
 
 def _plain_type(annotation: Any) -> tuple[Any, bool]:

@@ -1,0 +1,215 @@
+"""The whole command line on one page: one thin shell per verb, and the boundary where errors become one line.
+
+Nothing heavy is imported before a verb runs, so that `--help` and completion are instant.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pix2pixhd_cli import __version__
+from pix2pixhd_cli.errors import P2PHDError
+from pix2pixhd_cli.options import CONFIG, settings_table, settings_toml, with_settings
+from pix2pixhd_cli.settings import Settings, fields, merge, read_layers, source_of
+
+HELP = """High-resolution pictures from label maps, with control over style: pix2pixHD in TensorFlow.
+
+Six verbs lead from photos to pictures you can steer:
+
+  prepare → pack → train → encode → cluster → generate
+"""
+EPILOG = "Settings come from flags, then P2PHD_SECTION__FIELD variables, then --config FILE.toml, then defaults."
+
+app = typer.Typer(
+    name="p2phd", help=HELP, epilog=EPILOG, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False
+)
+config_app = typer.Typer(help="Show and write settings files.", no_args_is_help=True)
+app.add_typer(config_app, name="config", rich_help_panel="Help")
+
+Dataset = Annotated[Path, typer.Argument(help="A prepared data set.", metavar="DATASET", show_default=False)]
+Packed = Annotated[Path, typer.Argument(help="A packed data set.", metavar="PACKED", show_default=False)]
+Run = Annotated[Path, typer.Argument(help="A training run.", metavar="RUN", show_default=False)]
+MaybePacked = Annotated[
+    Path | None,
+    typer.Argument(help="A packed data set; by default the one the run was trained on.", metavar="[PACKED]", show_default=False),
+]
+VERBOSE = False
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; a `P2PHDError` becomes one line and its exit code."""
+    try:
+        app(list(arguments) if arguments is not None else None)
+    except P2PHDError as error:
+        from pix2pixhd_cli import console
+
+        console.fail(error)
+        sys.exit(error.exit_code)
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and errors only.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Let TensorFlow talk.")] = False,
+) -> None:
+    """Hold what every verb shares."""
+    global VERBOSE
+    if version:
+        typer.echo(f"p2phd {__version__}")
+        raise typer.Exit
+    from pix2pixhd_cli import console
+
+    console.be_quiet(quiet)
+    VERBOSE = verbose
+
+
+@app.command(rich_help_panel="From photos to pictures")
+@with_settings("prepare")
+def prepare(
+    source: Annotated[Path, typer.Argument(help="Folder of photos, label maps and instance maps.", metavar="SOURCE", show_default=False)],
+    dataset: Annotated[Path, typer.Argument(help="Folder to make.", metavar="DATASET", show_default=False)],
+    settings: Settings,
+) -> None:
+    """Check a raw tree and make a data set of it.
+
+    p2phd prepare cityscapes dataset --width 1024
+    """
+    from pix2pixhd_cli.pipeline.prepare import prepare
+
+    prepare(source, dataset, settings)
+
+
+@app.command(rich_help_panel="From photos to pictures")
+@with_settings("pack")
+def pack(
+    dataset: Dataset,
+    packed: Annotated[Path, typer.Argument(help="Folder to make.", metavar="PACKED", show_default=False)],
+    settings: Settings,
+) -> None:
+    """Pack a data set into TFRecord shards.
+
+    p2phd pack dataset packed
+    """
+    _start_engine()
+    from pix2pixhd_cli.pipeline.pack import pack
+
+    pack(dataset, packed, settings)
+
+
+@app.command(rich_help_panel="From photos to pictures")
+@with_settings(
+    "train", "generator", "discriminator", "encoder", "loss", run=lambda given: given["run"] if given["resume"] else None
+)
+def train(
+    packed: Packed,
+    run: Annotated[Path, typer.Argument(help="Folder to make.", metavar="RUN", show_default=False)],
+    settings: Settings,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from RUN's last checkpoint.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print networks, sizes, steps, memory and time, and stop.")] = False,
+) -> None:
+    """Train the networks.
+
+    p2phd train packed run --epochs 100 --decay-epochs 100
+    """
+    _start_engine()
+    from pix2pixhd_cli.pipeline.train import train
+
+    train(packed, run, settings, resume=resume, dry_run=dry_run)
+
+
+@app.command(rich_help_panel="From photos to pictures")
+@with_settings("encode", run=lambda given: given["run"])
+def encode(run: Run, settings: Settings, packed: MaybePacked = None) -> None:
+    """Find a feature code for every instance.
+
+    p2phd encode run
+    """
+    _start_engine()
+    from pix2pixhd_cli.pipeline.encode import encode
+
+    encode(run, packed, settings)
+
+
+@app.command(rich_help_panel="From photos to pictures")
+@with_settings("cluster", run=lambda given: given["run"])
+def cluster(
+    run: Run,
+    settings: Settings,
+    packed: MaybePacked = None,
+    name: Annotated[
+        list[str] | None,
+        typer.Option("--name", metavar="CLASS:INDEX=NAME", help="Call a style by a name, such as road:0=asphalt. Repeatable."),
+    ] = None,
+) -> None:
+    """Cluster the feature codes of each class into styles.
+
+    p2phd cluster run --name road:0=asphalt --name road:1=cobbles
+    """
+    _start_engine()
+    from pix2pixhd_cli.pipeline.cluster import cluster
+
+    cluster(run, packed, settings, names=name or ())
+
+
+@app.command(rich_help_panel="From photos to pictures")
+@with_settings("generate", run=lambda given: given["run"])
+def generate(
+    run: Run,
+    label_maps: Annotated[
+        Path, typer.Argument(help="A data set, a folder of label maps, or one label map.", metavar="LABELS", show_default=False)
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder for the pictures.", metavar="OUT", show_default=False)],
+    settings: Settings,
+) -> None:
+    """Paint pictures, in styles you choose.
+
+    p2phd generate run dataset out --feature-code road=cobbles --feature-code car=2
+    """
+    _start_engine()
+    from pix2pixhd_cli.pipeline.generate import generate
+
+    generate(run, label_maps, out, settings)
+
+
+@config_app.command("show")
+def config_show(config: Annotated[Path | None, CONFIG] = None) -> None:
+    """Print the merged settings and where each value comes from."""
+    from pix2pixhd_cli import console
+
+    layers = read_layers(config=config)
+    settings = merge(layers)
+    rows = []
+    for section, name, _ in fields():
+        value: Any = getattr(getattr(settings, section), name)
+        shown = "" if value is None else ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        rows.append((f"{section}.{name}", shown, source_of(layers, section, name)))
+    console.table("Settings", ["setting", "value", "source"], rows)
+
+
+@config_app.command("init")
+def config_init(
+    path: Annotated[Path, typer.Argument(help="File to write.", metavar="FILE.toml")] = Path("p2phd.toml"),
+) -> None:
+    """Write a commented TOML file with every setting."""
+    from pix2pixhd_cli import console
+
+    if path.exists():
+        raise P2PHDError(f"{path}: exists already; name another file")
+    path.write_text(settings_toml(), encoding="utf-8")
+    console.info(f"wrote {path}; use it with --config {path}")
+
+
+@config_app.command("table")
+def config_table() -> None:
+    """Print every setting as a Markdown table."""
+    typer.echo(settings_table())
+
+
+def _start_engine() -> None:
+    from pix2pixhd_cli import engine
+
+    engine.start(VERBOSE)

@@ -1,0 +1,1 @@
+"""From raw files to batches: numpy, Pillow and tf.data; knows nothing of networks."""

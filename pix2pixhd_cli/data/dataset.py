@@ -1,0 +1,127 @@
+"""A prepared data set: `dataset.json`, and its examples as arrays.
+
+    dataset/   dataset.json   SPLIT/{label,instance,boundary,photo}/STEM.png
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pix2pixhd_cli.data.labels import LabelClass, find_class
+from pix2pixhd_cli.data.pictures import read_instance_map, read_label_map, read_photo
+from pix2pixhd_cli.errors import P2PHDError
+
+InputKind = Literal["labels", "rgb"]
+
+
+class ExampleEntry(BaseModel):
+    """One example of a split: its stem, its sides, and its photo's suffix (None without a photo)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stem: str
+    height: int
+    width: int
+    photo: str | None
+
+
+class DatasetSpec(BaseModel):
+    """What is in a data set; a copy of it goes with the packed shards and with every run.
+
+    classes: the class table, empty for RGB input.
+    labels: one-hot channels; 0 for RGB input.
+    ignored: ids that become an all-zero one-hot.
+    has_instances: there are instance maps; without them, regions of a class are its only instance.
+    splits: the examples of each split, sorted by stem.
+    pixels: per split, pixels of each class id.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    input: InputKind = "labels"
+    classes: tuple[LabelClass, ...]
+    labels: int
+    ignored: tuple[int, ...]
+    has_instances: bool
+    splits: dict[str, tuple[ExampleEntry, ...]]
+    pixels: dict[str, dict[int, int]]
+
+    def entries(self, split: str) -> tuple[ExampleEntry, ...]:
+        """The examples of a split; raises `P2PHDError` if there is no such split or it is empty."""
+        if not self.splits.get(split):
+            raise P2PHDError(f"there is no split {split!r} here; there are {', '.join(self.splits) or 'none'}")
+        return self.splits[split]
+
+    def class_named(self, text: str) -> LabelClass | None:
+        """The class of this name or id."""
+        return find_class(self.classes, text)
+
+    def class_name(self, identity: int) -> str:
+        """A class id's name, or the id itself where the table has none."""
+        found = next((c for c in self.classes if c.id == identity), None)
+        return found.name if found is not None else str(identity)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One pair.
+
+    label: class ids, uint16 [H, W], or an RGB input, uint8 [H, W, 3].
+    instance: instance ids, int32 [H, W]; the label map where there are no instances.
+    photo: uint8 [H, W, 3], or None.
+    """
+
+    stem: str
+    label: NDArray[np.integer]
+    instance: NDArray[np.int32]
+    photo: NDArray[np.uint8] | None
+
+
+def read_spec(folder: Path) -> DatasetSpec:
+    """Read `dataset.json` of a data set or a run; raises `P2PHDError`."""
+    path = folder / "dataset.json"
+    try:
+        return parse_spec(path.read_text(encoding="utf-8"), path)
+    except FileNotFoundError:
+        raise P2PHDError(f"{folder}: no prepared data set here (dataset.json is missing); `p2phd prepare` makes one") from None
+
+
+def parse_spec(text: str, path: Path) -> DatasetSpec:
+    """Validate a data set's description; `path` names it in the error."""
+    try:
+        return DatasetSpec.model_validate_json(text)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise P2PHDError(f"{path}: damaged or of another version ({where}: {problem['msg']})") from None
+
+
+def map_path(dataset: Path, split: str, kind: Literal["label", "instance", "boundary"], stem: str) -> Path:
+    """Where a data set keeps one of an example's maps."""
+    return dataset / split / kind / f"{stem}.png"
+
+
+def photo_path(dataset: Path, split: str, entry: ExampleEntry) -> Path | None:
+    """Where a data set keeps an example's photo, if it has one."""
+    return dataset / split / "photo" / f"{entry.stem}{entry.photo}" if entry.photo else None
+
+
+def read_example(dataset: Path, spec: DatasetSpec, split: str, entry: ExampleEntry) -> Example:
+    """Read one example whole; raises `PictureError`."""
+    label_file = map_path(dataset, split, "label", entry.stem)
+    photo_file = photo_path(dataset, split, entry)
+    label = read_photo(label_file) if spec.input == "rgb" else read_label_map(label_file)
+    instance = (
+        read_instance_map(map_path(dataset, split, "instance", entry.stem)) if spec.has_instances else whole(label)
+    )
+    return Example(entry.stem, label, instance, read_photo(photo_file) if photo_file is not None else None)
+
+
+def whole(label: NDArray[np.integer]) -> NDArray[np.int32]:
+    """The instance map of an input without instances: its label map, or one instance under an RGB picture."""
+    return label.astype(np.int32) if label.ndim == 2 else np.zeros(label.shape[:2], np.int32)

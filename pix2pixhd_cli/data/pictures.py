@@ -1,0 +1,156 @@
+"""Reading label maps, instance maps and photos strictly, and writing files so that they are whole or absent.
+
+Pillow happily drops a 16-bit instance map to 8 bits or turns colours into ids; these readers refuse instead. Every
+reader raises `PictureError`, which names the file and what is wrong with it.
+"""
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pix2pixhd_cli.errors import P2PHDError
+
+LOSSY = ("JPEG", "MPO", "WEBP")
+INTEGER_MODES = ("1", "L", "P", "I;16", "I;16B", "I;16L", "I")
+# Pillow stretches grey levels of fewer than 8 bits to 0 … 255; dividing gives the ids back.
+STRETCH = {"L;2": 85, "L;4": 17}
+
+
+class PictureError(P2PHDError):
+    """A picture file that cannot be used."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        super().__init__(f"{path}: {what}")
+        self.path = path
+        self.what = what
+
+
+def read_label_map(path: Path) -> NDArray[np.uint16]:
+    """Read class ids, uint16 [H, W]; palette pictures are read as indices."""
+    with _opened(path) as picture:
+        _refuse_lossy(path, picture, "a label map")
+        if picture.mode not in INTEGER_MODES:
+            raise PictureError(
+                path, f"is a {picture.mode} picture, not a map of class ids; if its colours stand for classes, use --palette"
+            )
+        return _ids(path, picture).astype(np.uint16)
+
+
+def read_colour_map(path: Path) -> NDArray[np.uint8]:
+    """Read a label map drawn in colours, uint8 [H, W, 3]."""
+    with _opened(path) as picture:
+        _refuse_lossy(path, picture, "a label map")
+        if picture.mode not in ("RGB", "RGBA", "P"):
+            raise PictureError(path, f"is a {picture.mode} picture without colours; leave --palette out")
+        return np.asarray(picture.convert("RGB"))
+
+
+def read_instance_map(path: Path, *, deep: bool = False) -> NDArray[np.int32]:
+    """Read instance ids, int32 [H, W]. `deep` refuses 8-bit files, in which Cityscapes' ids cannot be."""
+    with _opened(path) as picture:
+        _refuse_lossy(path, picture, "an instance map")
+        if picture.mode == "RGBA" and picture.info.get("p2phd") == "ids32":
+            return np.ascontiguousarray(np.asarray(picture)).view("<i4")[..., 0]
+        if picture.mode not in INTEGER_MODES:
+            raise PictureError(path, f"is a {picture.mode} picture, not a map of instance ids")
+        if deep and picture.mode in ("1", "L", "P"):
+            raise PictureError(path, "is an 8-bit picture: ids over 255 were lost; instance maps here need 16 bits")
+        return _ids(path, picture).astype(np.int32)
+
+
+def read_photo(path: Path) -> NDArray[np.uint8]:
+    """Read an 8-bit RGB photo, uint8 [H, W, 3]."""
+    with _opened(path) as picture:
+        if "16" in _raw_mode(picture) or picture.mode in ("I", "I;16", "F"):
+            raise PictureError(path, "has 16 bits per channel; save the photo with 8")
+        if picture.mode != "RGB":
+            channels = len(picture.getbands())
+            raise PictureError(path, f"has {channels} channel{'s' * (channels > 1)} ({picture.mode}); a photo needs three (RGB)")
+        return np.asarray(picture)
+
+
+def write_ids(path: Path, ids: NDArray[np.integer]) -> None:
+    """Write ids [H, W] losslessly with as many bits as they need: a grey PNG of 8 or 16 bits, beyond that 32 in RGBA."""
+    largest = int(ids.max(initial=0))
+    if largest < 1 << 16:
+        _write_png(path, Image.fromarray(ids.astype(np.uint8 if largest < 1 << 8 else np.uint16)))
+        return
+    picture = Image.fromarray(np.ascontiguousarray(ids.astype("<i4")).view(np.uint8).reshape(*ids.shape, 4), "RGBA")
+    _write_png(path, picture, ids32=True)
+
+
+def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
+    """Write uint8 [H, W] or [H, W, 3] as a PNG."""
+    _write_png(path, Image.fromarray(picture))
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a name beside `path` to write to; it becomes `path` if all goes well and is gone if not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield beside
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with whole_file(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def _write_png(path: Path, picture: Image.Image, ids32: bool = False) -> None:
+    from PIL.PngImagePlugin import PngInfo
+
+    note = PngInfo()
+    if ids32:
+        note.add_text("p2phd", "ids32")
+    with whole_file(path) as beside:
+        picture.save(beside, format="PNG", compress_level=3, pnginfo=note)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open and decode a picture; what Pillow raises becomes a `PictureError`."""
+    try:
+        with Image.open(path) as picture:
+            raw_mode = _raw_mode(picture)
+            picture.load()
+            picture.info["raw_mode"] = raw_mode
+            yield picture
+    except PictureError:
+        raise
+    except FileNotFoundError:
+        raise PictureError(path, "no such file") from None
+    except Image.UnidentifiedImageError:
+        raise PictureError(path, "is not a picture that can be read") from None
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError) as error:
+        raise PictureError(path, f"cannot be read, it is truncated or damaged ({error})") from None
+
+
+def _raw_mode(picture: Image.Image) -> str:
+    """How the file itself stores a pixel, such as `RGB;16B`; gone once the picture is loaded."""
+    known = picture.info.get("raw_mode")
+    return str(known) if known is not None else " ".join(str(tile[3]) for tile in picture.tile)
+
+
+def _refuse_lossy(path: Path, picture: Image.Image, what: str) -> None:
+    if picture.format in LOSSY:
+        raise PictureError(path, f"is a {picture.format} picture, which changes ids; {what} must be lossless (PNG)")
+
+
+def _ids(path: Path, picture: Image.Image) -> NDArray[np.int64]:
+    ids = np.asarray(picture).astype(np.int64) // STRETCH.get(_raw_mode(picture), 1)
+    if ids.min(initial=0) < 0 or ids.max(initial=0) >= 1 << 31:
+        raise PictureError(path, f"holds ids from {ids.min()} to {ids.max()}; they must lie within 0 … 2147483647")
+    return ids

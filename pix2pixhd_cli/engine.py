@@ -1,0 +1,41 @@
+"""Brings TensorFlow in without its start-up chatter, and tells a user what is wrong if it cannot be brought in."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pix2pixhd_cli.errors import P2PHDError
+
+
+def start(verbose: bool = False) -> None:
+    """Import TensorFlow and Keras with the TensorFlow backend; `verbose` lets them talk."""
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    if verbose:
+        _import()
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with _silenced_standard_error():
+        _import()
+
+
+def _import() -> None:
+    try:
+        import keras  # noqa: F401
+        import tensorflow  # noqa: F401
+    except ImportError as error:
+        raise P2PHDError(f"TensorFlow cannot be loaded ({error}); install it with `pip install tensorflow`") from None
+
+
+@contextmanager
+def _silenced_standard_error() -> Iterator[None]:
+    """Send file descriptor 2 nowhere: the first lines come from C++ before any log level is read."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

@@ -1,0 +1,503 @@
+"""`p2phd prepare`: a raw tree becomes a checked, described data set.
+
+Each example is read once: checked, scaled and written to a staging folder beside DATASET, with a record of what it was
+made from. DATASET appears, or changes, only when every example passed; examples whose sources and settings have not
+changed since are kept as they are.
+"""
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import BaseModel
+
+from pix2pixhd_cli import __version__, console, images
+from pix2pixhd_cli.boundary import boundary_map
+from pix2pixhd_cli.data import labels, layouts, pictures
+from pix2pixhd_cli.data.dataset import DatasetSpec, ExampleEntry, map_path, photo_path, read_example
+from pix2pixhd_cli.data.labels import LabelClass
+from pix2pixhd_cli.data.layouts import RawExample, RawTree
+from pix2pixhd_cli.data.pictures import PictureError, write_text
+from pix2pixhd_cli.errors import DataProblems, P2PHDError, Problem
+from pix2pixhd_cli.settings import PrepareSettings, Settings, Size, parse_size
+
+RECORDS = ".prepared"
+SHEET_EXAMPLES = 4
+CELL_WIDTH = 256
+
+
+class Record(BaseModel):
+    """What is known of one prepared example; written last, so that its presence says that the example is whole."""
+
+    fingerprint: str  # of the sources and the settings it was made with
+    entry: ExampleEntry
+    raw_height: int
+    raw_width: int
+    pixels: dict[int, int]  # per class id
+    instances: dict[int, int]  # per class id
+    spanning: int  # instances that cover several classes
+    renamed: int  # Cityscapes ids that name another class than the one under them
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides how an example is converted."""
+
+    settings: PrepareSettings
+    tree: RawTree
+    classes: tuple[LabelClass, ...] | None
+    source: Path
+
+    @cached_property
+    def remap(self) -> dict[int, int]:
+        """Ids to replace while reading."""
+        return labels.parse_remap(self.settings.remap)
+
+    @cached_property
+    def known_ids(self) -> NDArray[np.bool_] | None:
+        """Which of the 65,536 ids are allowed; None if any is."""
+        if self.classes is None:
+            return None
+        known = np.zeros(1 << 16, bool)
+        known[[c.id for c in self.classes]] = True
+        known[[i for i in self.settings.ignore_id if i < 1 << 16]] = True
+        return known
+
+    @cached_property
+    def component_ids(self) -> tuple[int, ...] | None:
+        """Classes whose regions are instances; None stands for every class."""
+        if self.settings.component_class:
+            return tuple(self._class_id(text) for text in self.settings.component_class)
+        things = tuple(c.id for c in self.classes or () if c.thing)
+        return things or None
+
+    @cached_property
+    def has_instances(self) -> bool:
+        """Whether the data set will have instance maps, as `--instances` has it."""
+        wanted = self.settings.instances
+        if self.tree.input == "rgb" or wanted == "none":
+            return False
+        if wanted == "components":
+            return True
+        found = any(e.instance or e.polygons for e in self.tree.examples)
+        if wanted == "maps" and not found:
+            raise P2PHDError("--instances maps: there are none here; use --instances components or none")
+        return found
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of everything but the example's own files."""
+        kept = self.settings.model_dump(mode="json", exclude={"limit"})
+        parts = [__version__, kept, self.tree.input, self.has_instances, [c.model_dump() for c in self.classes or ()]]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def target(self, height: int, width: int) -> Size:
+        """The size that a picture of this size is brought to."""
+        if self.settings.size is not None:
+            height, width = parse_size(self.settings.size)
+        elif self.settings.width is not None:
+            height, width = int(self.settings.width * height / width), self.settings.width
+        multiple = self.settings.multiple
+        return Size(*(max(multiple, (side + multiple // 2) // multiple * multiple) for side in (height, width)))
+
+    def _class_id(self, text: str) -> int:
+        found = labels.find_class(self.classes or (), text)
+        if found is not None:
+            return found.id
+        if self.classes is None and text.isdecimal():
+            return int(text)
+        raise P2PHDError(f"--component-class {text}: there is no such class")
+
+
+def prepare(source: Path, dataset: Path, settings: Settings | None = None) -> DatasetSpec:
+    """Check `source` and write `dataset` with its `dataset.json` and `contact_sheet.png`; returns the description.
+
+    Raises `DataProblems` with every problem there is, having written nothing.
+    """
+    recipe = _read_recipe(source, (settings or Settings()).prepare)
+    staging = dataset.with_name(f"{dataset.name}.partial")
+    _refuse_foreign(dataset)
+    records, problems = _convert_all(recipe, dataset, staging)
+    try:
+        if problems:
+            raise DataProblems(problems, f"nothing was written to {dataset}; mend these files and run again")
+        spec = _describe(recipe, records)
+    except P2PHDError:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    _publish(spec, records, staging, dataset)
+    _write_contact_sheet(dataset, spec)
+    _report(recipe, spec, records, dataset)
+    return spec
+
+
+def _read_recipe(source: Path, settings: PrepareSettings) -> Recipe:
+    """Find the files and the class table; problems of pairing are raised here."""
+    if not source.is_dir():
+        raise P2PHDError(f"{source}: no such folder")
+    if settings.width is not None and settings.size is not None:
+        raise P2PHDError("--width and --size are two answers to one question; give one")
+    tree = _read_tree(source, settings)
+    if settings.input != "auto":
+        tree.input = settings.input
+    examples: list[RawExample] = []
+    for split in tree.splits:
+        examples += [e for e in tree.examples if e.split == split][: settings.limit]
+    tree.examples = examples
+    relative = [replace(p, where=p.where.removeprefix(f"{source}/")) for p in tree.problems]
+    if relative:
+        raise DataProblems(relative, "nothing was written; mend the pairing and run again")
+    if not examples:
+        raise P2PHDError(f"{source}: no label maps found in layout {settings.layout}")
+    return Recipe(settings, tree, _class_table(settings, tree), source)
+
+
+def _read_tree(source: Path, settings: PrepareSettings) -> RawTree:
+    if settings.layout == "cityscapes":
+        return layouts.read_cityscapes(source)
+    if settings.layout == "pix2pixhd":
+        return layouts.read_pix2pixhd(source)
+    return layouts.read_pairs(source, settings.label_folder, settings.photo_folder, settings.instance_folder)
+
+
+def _class_table(settings: PrepareSettings, tree: RawTree) -> tuple[LabelClass, ...] | None:
+    """The class table, or None where classes are to be found in the label maps."""
+    if tree.input == "rgb":
+        return ()
+    if settings.classes is not None:
+        return labels.read_class_table(settings.classes)
+    if settings.layout == "cityscapes" or any(e.polygons and not e.label for e in tree.examples):
+        return labels.CITYSCAPES
+    if settings.palette:
+        raise P2PHDError("--palette needs the classes' colours: give --classes FILE")
+    return None
+
+
+def _refuse_foreign(dataset: Path) -> None:
+    """Never write into a folder that holds something else."""
+    if dataset.exists() and not dataset.is_dir():
+        raise P2PHDError(f"{dataset}: is a file; name a folder for the data set")
+    ours = (dataset / "dataset.json").exists() or (dataset / RECORDS).exists()
+    if dataset.is_dir() and any(dataset.iterdir()) and not ours:
+        raise P2PHDError(f"{dataset}: holds other files; name a new or empty folder for the data set")
+
+
+def _convert_all(recipe: Recipe, dataset: Path, staging: Path) -> tuple[list[Record], list[Problem]]:
+    """Convert every example on all cores; unchanged ones are taken as they are."""
+    records, problems = [], []
+
+    def work(example: RawExample) -> Record | Problem:
+        try:
+            fingerprint = _fingerprint(recipe, example)
+            done = _known_record(dataset, example, fingerprint) or _known_record(staging, example, fingerprint)
+            return done or _convert(recipe, example, fingerprint, staging)
+        except PictureError as error:
+            where = error.path.relative_to(recipe.source) if error.path.is_relative_to(recipe.source) else error.path
+            return Problem(str(where), error.what)
+
+    with console.progress("preparing", len(recipe.tree.examples)) as bar, ThreadPoolExecutor() as pool:
+        for result in pool.map(work, recipe.tree.examples):
+            (problems if isinstance(result, Problem) else records).append(result)  # type: ignore[arg-type]
+            bar.advance(bar.task_ids[0])
+    return records, problems
+
+
+def _record_path(root: Path, split: str, stem: str) -> Path:
+    return root / RECORDS / split / f"{stem}.json"
+
+
+def _fingerprint(recipe: Recipe, example: RawExample) -> str:
+    """A digest of settings and source files (names, sizes, times) that decides whether work must be done again."""
+    digest = hashlib.sha256(recipe.fingerprint.encode())
+    for path in (example.label, example.instance, example.polygons, example.photo):
+        if path is not None:
+            state = path.stat()
+            digest.update(f"{path.name} {state.st_size} {state.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _known_record(root: Path, example: RawExample, fingerprint: str) -> Record | None:
+    try:
+        record = Record.model_validate_json(_record_path(root, example.split, example.stem).read_text())
+    except (OSError, ValueError):
+        return None
+    return record if record.fingerprint == fingerprint else None
+
+
+def _convert(recipe: Recipe, example: RawExample, fingerprint: str, staging: Path) -> Record:
+    """Read, check, scale and write one example; the record comes last."""
+    label, instance = _read_maps(recipe, example)
+    height, width = label.shape[:2]
+    size = recipe.target(height, width)
+    suffix = _write_photo(recipe, example, Size(height, width), size, staging)
+    if label.ndim == 3:
+        label = images.fit(label.astype(np.uint8), *size)
+        pictures.write_picture(map_path(staging, example.split, "label", example.stem), label)
+        counts = labels.Tally(*(np.zeros(0, np.int64) for _ in range(3)))
+    else:
+        label, instance = (_nearest(ids, size) for ids in (label, instance))
+        pictures.write_ids(map_path(staging, example.split, "label", example.stem), label)
+        boundary = boundary_map(instance).astype(np.uint8) * 255
+        pictures.write_picture(map_path(staging, example.split, "boundary", example.stem), boundary)
+        counts = labels.tally(instance, label)
+    if recipe.has_instances:
+        pictures.write_ids(map_path(staging, example.split, "instance", example.stem), instance)
+    of_instance, spanning = labels.majority_classes(counts)
+    pixels: Counter[int] = Counter()
+    for identity, count in zip(counts.label.tolist(), counts.pixels.tolist(), strict=True):
+        pixels[identity] += count
+    record = Record(
+        fingerprint=fingerprint,
+        entry=ExampleEntry(stem=example.stem, height=size.height, width=size.width, photo=suffix),
+        raw_height=height,
+        raw_width=width,
+        pixels=dict(sorted(pixels.items())),
+        instances=dict(sorted(Counter(of_instance.values()).items())),
+        spanning=spanning,
+        renamed=_count_renamed(recipe, of_instance),
+    )
+    write_text(_record_path(staging, example.split, example.stem), record.model_dump_json() + "\n")
+    return record
+
+
+def _count_renamed(recipe: Recipe, of_instance: dict[int, int]) -> int:
+    """Cityscapes' instance ids name their class too; count those that disagree with the label under them."""
+    if recipe.settings.layout != "cityscapes" or recipe.settings.instances == "components" or recipe.remap:
+        return 0
+    return sum((i if i < 1000 else i // 1000) != label for i, label in of_instance.items())
+
+
+def _read_maps(recipe: Recipe, example: RawExample) -> tuple[NDArray[Any], NDArray[np.int32]]:
+    """Read and check label and instance map: the former uint16 [H, W], or uint8 [H, W, 3] for RGB inputs."""
+    if recipe.tree.input == "rgb":
+        picture = pictures.read_photo(example.input)
+        return picture, np.zeros(picture.shape[:2], np.int32)
+    drawn = None
+    if example.label is None or (recipe.has_instances and example.instance is None and example.polygons is not None):
+        drawn = _draw(recipe, example)
+    label = _read_label(recipe, example) if example.label is not None else drawn[0]  # type: ignore[index]
+    label = labels.remap_ids(label, recipe.remap)
+    _check_ids(recipe, example, label)
+    if not recipe.has_instances:
+        return label, label.astype(np.int32)
+    if recipe.settings.instances == "components":
+        chosen = recipe.component_ids
+        return label, labels.components(label, chosen if chosen is not None else _present(recipe, label))
+    if example.instance is None:
+        return label, drawn[1]  # type: ignore[index]
+    instance = pictures.read_instance_map(example.instance, deep=recipe.tree.deep_instances)
+    if instance.shape != label.shape:
+        raise PictureError(example.instance, f"is {_sides(instance)}, but its label map is {_sides(label)}")
+    return label, instance
+
+
+def _read_label(recipe: Recipe, example: RawExample) -> NDArray[np.uint16]:
+    assert example.label is not None
+    if not recipe.settings.palette:
+        return pictures.read_label_map(example.label)
+    try:
+        return labels.ids_from_colours(pictures.read_colour_map(example.label), recipe.classes or ())
+    except labels.UnknownColours as error:
+        raise PictureError(example.label, str(error)) from None
+
+
+def _draw(recipe: Recipe, example: RawExample) -> tuple[NDArray[np.uint16], NDArray[np.int32]]:
+    """Draw both maps from polygons."""
+    assert example.polygons is not None
+    try:
+        document = json.loads(example.polygons.read_text(encoding="utf-8"))
+        return labels.draw_polygons(document, recipe.classes or labels.CITYSCAPES)
+    except (OSError, ValueError) as error:
+        raise PictureError(example.polygons, str(error)) from None
+
+
+def _present(recipe: Recipe, label: NDArray[np.uint16]) -> list[int]:
+    return [int(i) for i in np.unique(label) if i not in recipe.settings.ignore_id]
+
+
+def _check_ids(recipe: Recipe, example: RawExample, label: NDArray[np.uint16]) -> None:
+    """Refuse ids that no class has, naming the first pixel."""
+    known = recipe.known_ids
+    if known is None:
+        known = np.arange(1 << 16) < labels.MAX_CLASSES
+        known[[i for i in recipe.settings.ignore_id if i < 1 << 16]] = True
+    bad = ~known[label]
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        value = int(label[row, column])
+        advice = "is it an instance map? " if value >= labels.MAX_CLASSES else ""
+        raise PictureError(
+            example.input,
+            f"id {value} at row {row}, column {column} ({int(bad.sum())} pixels in all) is in no class table; "
+            f"{advice}use --classes, --remap or --ignore-id",
+        )
+
+
+def _write_photo(recipe: Recipe, example: RawExample, raw: Size, size: Size, staging: Path) -> str | None:
+    """Check and write the photo; unscaled files are copied as they are. Returns the suffix it got."""
+    if example.photo is None:
+        return None
+    photo = pictures.read_photo(example.photo)
+    if photo.shape[:2] != raw:
+        raise PictureError(example.photo, f"is {_sides(photo)}, but its label map is {raw}")
+    suffix = {".jpeg": ".jpg"}.get(example.photo.suffix.lower(), example.photo.suffix.lower())
+    suffix = suffix if size == raw and suffix in (".png", ".jpg") else ".png"
+    target = staging / example.split / "photo" / f"{example.stem}{suffix}"
+    if size != raw:
+        pictures.write_picture(target, images.fit(photo, *size))
+    elif suffix == example.photo.suffix.lower().replace("jpeg", "jpg"):
+        with pictures.whole_file(target) as beside:
+            shutil.copyfile(example.photo, beside)
+    else:
+        pictures.write_picture(target, photo)
+    return suffix
+
+
+def _nearest(ids: NDArray[Any], size: Size) -> NDArray[Any]:
+    """Scale ids by nearest neighbour, pixel centres on pixel centres."""
+    height, width = ids.shape
+    if (height, width) == size:
+        return ids
+    rows = ((np.arange(size.height) + 0.5) * height / size.height).astype(int)
+    columns = ((np.arange(size.width) + 0.5) * width / size.width).astype(int)
+    return ids[rows[:, None], columns]
+
+
+def _sides(array: NDArray[Any]) -> str:
+    return f"{array.shape[0]}x{array.shape[1]}"
+
+
+def _describe(recipe: Recipe, records: Sequence[Record]) -> DatasetSpec:
+    """Sum the records up to the data set's description."""
+    classes = recipe.classes
+    ignored = tuple(sorted(set(recipe.settings.ignore_id)))
+    if classes is None:
+        seen = {identity for record in records for identity in record.pixels} - set(ignored)
+        if not seen:
+            raise P2PHDError(f"{recipe.source}: every pixel of every label map has an ignored id")
+        classes = labels.plain_classes(max(seen))
+    splits: dict[str, list[ExampleEntry]] = {split: [] for split in recipe.tree.splits}
+    pixels: dict[str, Counter[int]] = {split: Counter() for split in recipe.tree.splits}
+    for example, record in zip(recipe.tree.examples, records, strict=True):
+        splits[example.split].append(record.entry)
+        pixels[example.split].update(record.pixels)
+    if recipe.tree.input == "rgb":
+        channels = 0
+    else:
+        channels = labels.CITYSCAPES_LABELS if classes == labels.CITYSCAPES else max(c.id for c in classes) + 1
+    return DatasetSpec(
+        input=recipe.tree.input,
+        classes=tuple(c for c in classes if c.id not in ignored),
+        labels=channels,
+        ignored=ignored,
+        has_instances=recipe.has_instances,
+        splits={split: tuple(entries) for split, entries in splits.items()},
+        pixels={split: dict(sorted(count.items())) for split, count in pixels.items()},
+    )
+
+
+def _publish(spec: DatasetSpec, records: Iterable[Record], staging: Path, dataset: Path) -> None:
+    """Move what is new into DATASET, delete what no longer belongs, and write the description last."""
+    text = spec.model_dump_json(indent=1) + "\n"
+    description = dataset / "dataset.json"
+    staged = [path for path in staging.rglob("*") if path.is_file()] if staging.exists() else []
+    if not staged and description.exists() and description.read_text() == text:
+        return
+    description.unlink(missing_ok=True)
+    for path in sorted(staged, key=lambda p: p.suffix == ".json"):  # Records after the files that they vouch for.
+        target = dataset / path.relative_to(staging)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
+    shutil.rmtree(staging, ignore_errors=True)
+    wanted = {path for split, entries in spec.splits.items() for e in entries for path in _files(dataset, spec, split, e)}
+    for path in dataset.rglob("*"):
+        if path.is_file() and path not in wanted and path.name != "contact_sheet.png":
+            path.unlink()
+    write_text(description, text)
+
+
+def _files(dataset: Path, spec: DatasetSpec, split: str, entry: ExampleEntry) -> list[Path]:
+    """Every file of an example."""
+    kinds = ["label", *(["boundary"] if spec.input == "labels" else []), *(["instance"] if spec.has_instances else [])]
+    paths = [dataset / split / kind / f"{entry.stem}.png" for kind in kinds]
+    photo = photo_path(dataset, split, entry)
+    return [*paths, _record_path(dataset, split, entry.stem), *([photo] if photo is not None else [])]
+
+
+def _write_contact_sheet(dataset: Path, spec: DatasetSpec) -> None:
+    """Label map, boundary map and photo of the first few examples of each split."""
+    rows, names = [], []
+    for split, entries in spec.splits.items():
+        for entry in entries[:SHEET_EXAMPLES]:
+            example = read_example(dataset, spec, split, entry)
+            cells = [
+                images.colour_labels(example.label, spec.classes),
+                images.from_mask(boundary_map(example.instance)),
+                example.photo,
+            ]
+            rows.append([cell if cell is None else images.fit_width(cell, CELL_WIDTH) for cell in cells])
+            names.append(f"{split}: {entry.stem}")
+    sheet = images.grid(rows, ["label", "boundary", "photo"], names)
+    pictures.write_picture(dataset / "contact_sheet.png", sheet)
+
+
+def _report(recipe: Recipe, spec: DatasetSpec, records: Sequence[Record], dataset: Path) -> None:
+    """Say what was found, and aloud what was changed."""
+    _report_sizes(recipe, records)
+    if spec.input == "labels":
+        _report_classes(spec, records)
+    for split, entries in spec.splits.items():
+        missing = sum(entry.photo is None for entry in entries)
+        note = "no photos" if missing == len(entries) else f"{missing} without a photo" if missing else "all with photos"
+        console.info(f"{split}: {len(entries)} examples, {note}")
+    if not spec.has_instances and spec.input == "labels":
+        console.info("no instance maps: the regions of a class count as its one instance")
+    if spanning := sum(record.spanning for record in records):
+        console.warn(f"{spanning} instances span several classes; each is taken for its majority class")
+    if renamed := sum(record.renamed for record in records):
+        console.warn(f"{renamed} instance ids name another class than the label under them; the label is believed")
+    console.info(f"wrote {dataset} (look at {dataset / 'contact_sheet.png'})")
+
+
+def _report_sizes(recipe: Recipe, records: Sequence[Record]) -> None:
+    """Say which sizes were rounded to the multiple, and by how much."""
+    changes = Counter()
+    for record in records:
+        raw, size = Size(record.raw_height, record.raw_width), Size(record.entry.height, record.entry.width)
+        free = replace(recipe, settings=recipe.settings.model_copy(update={"multiple": 1})).target(*raw)
+        note = "" if free == size else f" (asked: {free}; sides go to multiples of {recipe.settings.multiple})"
+        changes[f"{raw} -> {size}{note}"] += 1
+    for change, count in changes.most_common(5):
+        console.info(f"{count} pictures {change}")
+    if len(changes) > 5:
+        console.info(f"… and {len(changes) - 5} more sizes")
+
+
+def _report_classes(spec: DatasetSpec, records: Sequence[Record]) -> None:
+    """The table of pixels and instances per class; classes never seen in one line."""
+    pixels: Counter[int] = Counter()
+    instances: Counter[int] = Counter()
+    for record in records:
+        pixels.update(record.pixels)
+        instances.update(record.instances)
+    total = sum(pixels.values())
+    named = [(c.id, c.name) for c in spec.classes] + [(i, "(ignored)") for i in spec.ignored]
+    rows = [
+        (identity, name, pixels[identity], f"{pixels[identity] / total:.2%}", instances[identity])
+        for identity, name in named
+        if pixels[identity]
+    ]
+    console.table("Classes", ["id", "class", "pixels", "share", "instances"], rows)
+    unseen = [c.name for c in spec.classes if not pixels[c.id]]
+    if unseen:
+        console.info(f"never seen: {', '.join(unseen)}")

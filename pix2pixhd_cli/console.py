@@ -1,7 +1,9 @@
 """The one place that prints: results and progress on standard output, warnings and errors on standard error."""
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -65,3 +67,54 @@ def progress(description: str, total: int) -> Iterator[Progress]:
     with Progress(*columns, console=out, transient=True) as bar:
         bar.add_task(description, total=total, note="")
         yield bar
+
+
+class TrainingDisplay:
+    """Epoch and step bars with time left, smoothed losses and images per second; plain lines off a terminal."""
+
+    SMOOTHING = 0.95
+    SECONDS_BETWEEN_LINES = 10.0
+
+    def __init__(self, steps: int, epochs: int, start: int) -> None:
+        self.steps, self.epochs, self.start = steps, epochs, start
+        self.losses: dict[str, float] = {}
+        self.rate: float | None = None
+        self.clock = self.line_clock = time.perf_counter()
+        columns = (
+            TextColumn("{task.description:>7}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        self.bars = Progress(*columns, console=out)
+        self.epoch_bar = self.bars.add_task("epoch", total=epochs, note="")
+        self.step_bar = self.bars.add_task("step", total=steps, completed=start, note="")
+
+    def __enter__(self) -> Self:
+        if out.is_terminal:
+            self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def update(self, step: int, epoch: int, losses: Mapping[str, float], images: int) -> None:
+        """Show a finished step."""
+        now = time.perf_counter()
+        if step > self.start + 1:  # The first step builds the graph.
+            rate = images / (now - self.clock)
+            self.rate = rate if self.rate is None else self._smooth(self.rate, rate)
+        self.clock = now
+        for name, value in losses.items():
+            self.losses[name] = self._smooth(self.losses.get(name, value), value)
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in self.losses.items())
+        speed = f"{self.rate:.1f} images/s" if self.rate is not None else ""
+        self.bars.update(self.epoch_bar, completed=epoch, note=speed)
+        self.bars.update(self.step_bar, completed=step, note=shown)
+        if not out.is_terminal and (now - self.line_clock > self.SECONDS_BETWEEN_LINES or step == self.steps):
+            self.line_clock = now
+            info(f"step {step}/{self.steps}  epoch {epoch}/{self.epochs}  {shown}  {speed}")
+
+    def _smooth(self, old: float, new: float) -> float:
+        return self.SMOOTHING * old + (1 - self.SMOOTHING) * new

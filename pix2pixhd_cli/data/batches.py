@@ -1,0 +1,69 @@
+"""Batches for training: every example once an epoch, in an order that is a function of seed and epoch alone."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from pix2pixhd_cli.data.records import PackedSplit, parse
+
+
+class Plan(NamedTuple):
+    """What one epoch does to which record, in order: each array has one row per example."""
+
+    record: NDArray[np.int64]
+    flip: NDArray[np.bool_]
+    crop: NDArray[np.float32]  # [N, 2], the crop's corner as a share of the room there is
+
+
+def plan_epoch(records: int, seed: int, epoch: int, *, flip: bool) -> Plan:
+    """Draw an epoch's order, flips and crops from seed and epoch."""
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(records)
+    flips = rng.random(records) < 0.5
+    return Plan(order, flips & flip, rng.random((records, 2), np.float32))
+
+
+def epoch_batches(
+    split: PackedSplit,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    flip: bool = True,
+    crop: tuple[int, int] | None = None,
+    skip: int = 0,
+) -> Iterator[tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
+    """One epoch of (label, instance, photo), from batch `skip` on; the last batch holds what is left.
+
+    label is int32 [B, H, W] (uint8 [B, H, W, 3] for RGB inputs), instance int32 [B, H, W], photo float32 [B, H, W, 3] in
+    [-1, 1]. All maps of an example are flipped and cropped alike.
+    """
+    plan = plan_epoch(len(split), seed, epoch, flip=flip)
+    start = skip * batch_size
+
+    def read(number: NDArray[np.int64]) -> bytes:
+        return split.read(int(number))
+
+    def load(number: tf.Tensor, mirrored: tf.Tensor, corner: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        record = tf.numpy_function(read, [number], tf.string, stateful=False)
+        fields = parse(tf.ensure_shape(record, []), split.rgb)
+        maps = [fields["label"], fields["instance"], fields["photo"]]
+        if crop is not None:
+            maps = [_crop(array, crop, corner) for array in maps]
+        maps = [tf.cond(mirrored, lambda array=array: tf.reverse(array, [1]), lambda array=array: array) for array in maps]
+        return maps[0], maps[1], tf.cast(maps[2], tf.float32) / 127.5 - 1.0
+
+    dataset = tf.data.Dataset.from_tensor_slices(tuple(array[start:] for array in plan))
+    dataset = dataset.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return iter(dataset.batch(batch_size).prefetch(2))
+
+
+def _crop(array: tf.Tensor, size: tuple[int, int], corner: tf.Tensor) -> tf.Tensor:
+    """Cut height x width out, with the corner at a share of the room there is."""
+    shape = tf.shape(array)
+    room = tf.cast(shape[:2] - tf.constant(size) + 1, tf.float32)
+    top, left = tf.unstack(tf.cast(tf.floor(room * corner), tf.int32))
+    return array[top : top + size[0], left : left + size[1]]

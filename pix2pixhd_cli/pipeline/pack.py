@@ -1,0 +1,93 @@
+"""`p2phd pack`: a data set becomes TFRecord shards that training needs nothing else beside."""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import tensorflow as tf
+
+from pix2pixhd_cli import console
+from pix2pixhd_cli.data.dataset import DatasetSpec, ExampleEntry, map_path, photo_path, read_example, read_spec
+from pix2pixhd_cli.data.pictures import write_text
+from pix2pixhd_cli.data.records import PackSpec, Shard, serialise
+from pix2pixhd_cli.errors import P2PHDError
+from pix2pixhd_cli.settings import Settings
+
+SHARD_BYTES = 256 << 20
+
+
+def pack(dataset: Path, packed: Path, settings: Settings | None = None) -> PackSpec:
+    """Write `packed`: every example of every wanted split once, and `pack.json` last.
+
+    A folder packed before is replaced once the new one is whole. Raises `P2PHDError`.
+    """
+    chosen = (settings or Settings()).pack
+    spec = read_spec(dataset)
+    splits = {split: spec.entries(split) for split in chosen.split or spec.splits}
+    if packed.exists() and (not packed.is_dir() or (any(packed.iterdir()) and not (packed / "pack.json").exists())):
+        raise P2PHDError(f"{packed}: holds other files; name a new or empty folder for the shards")
+    staging = packed.with_name(f"{packed.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        with console.progress("packing", sum(map(len, splits.values()))) as bar:
+            shards = {
+                split: _pack_split(dataset, spec, split, staging, chosen.shards, lambda: bar.advance(bar.task_ids[0]))
+                for split in splits
+            }
+        result = PackSpec(shards=shards, dataset=spec)
+        write_text(staging / "pack.json", result.model_dump_json(indent=1) + "\n")
+        shutil.rmtree(packed, ignore_errors=True)
+        staging.replace(packed)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    rows = [
+        (split, sum(s.records for s in files), len(files), f"{sum(s.bytes for s in files) / 1e6:.1f} MB")
+        for split, files in shards.items()
+    ]
+    console.table("Packed", ["split", "examples", "shards", "size"], rows)
+    console.info(f"wrote {packed}")
+    return result
+
+
+def _pack_split(
+    dataset: Path, spec: DatasetSpec, split: str, folder: Path, wanted: int | None, advance: Callable[[], object]
+) -> tuple[Shard, ...]:
+    """Write a split's shards; neighbouring examples share one."""
+    entries = spec.entries(split)
+    count = min(len(entries), wanted or 1 + _split_bytes(dataset, spec, split) // SHARD_BYTES)
+    shards = []
+    for number in range(count):
+        path = folder / f"{split}-{number:05d}-of-{count:05d}.tfrecord"
+        part = entries[number * len(entries) // count : (number + 1) * len(entries) // count]
+        _write_shard(path, dataset, spec, split, part, advance)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        shards.append(Shard(file=path.name, records=len(part), bytes=path.stat().st_size, sha256=digest))
+    return tuple(shards)
+
+
+def _write_shard(
+    path: Path,
+    dataset: Path,
+    spec: DatasetSpec,
+    split: str,
+    entries: Sequence[ExampleEntry],
+    advance: Callable[[], object],
+) -> None:
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for entry in entries:
+            photo = photo_path(dataset, split, entry)
+            example = read_example(dataset, spec, split, entry)
+            writer.write(serialise(example, photo.read_bytes() if photo is not None else b""))
+            advance()
+
+
+def _split_bytes(dataset: Path, spec: DatasetSpec, split: str) -> int:
+    """Roughly how large a split will be: its photos and label maps as they are on disk."""
+    total = 0
+    for entry in spec.entries(split):
+        for path in (photo_path(dataset, split, entry), map_path(dataset, split, "label", entry.stem)):
+            total += path.stat().st_size if path is not None and path.exists() else 0
+    return total

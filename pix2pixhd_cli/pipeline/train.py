@@ -1,0 +1,141 @@
+"""`p2phd train`: packed shards become a run with trained networks."""
+
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from pix2pixhd_cli import console
+from pix2pixhd_cli.data.records import PackedSplit
+from pix2pixhd_cli.errors import P2PHDError
+from pix2pixhd_cli.model.build import build_model, side_multiple
+from pix2pixhd_cli.model.pix2pixhd import Pix2PixHD
+from pix2pixhd_cli.runs import Run
+from pix2pixhd_cli.settings import Settings, parse_size
+from pix2pixhd_cli.training import Trainer, estimate_memory, sizes
+
+
+def train(
+    packed: Path, run: Path, settings: Settings | None = None, *, resume: bool = False, dry_run: bool = False
+) -> None:
+    """Train the networks on `packed` and write `run`.
+
+    Args:
+        packed: a packed data set.
+        run: the folder to make; with `resume`, the run to go on with.
+        settings: sections train, generator, discriminator, encoder and loss.
+        resume: go on from the last checkpoint, or from the start if there is none yet.
+        dry_run: print networks, sizes, steps, memory and time, and write nothing.
+
+    Raises `P2PHDError` for data that cannot be trained on, and `Interrupted` after Ctrl-C or SIGTERM, once all is saved.
+    """
+    folder = Run(run)
+    chosen = settings or Settings()
+    split = PackedSplit(packed, chosen.train.split)
+    chosen = _resolve_encoder(chosen, split)
+    _check_data(split, chosen)
+    _check_tensorboard(chosen)
+    _check_run(folder, split, resume, dry_run)
+    keras.utils.set_random_seed(chosen.train.seed)
+    tf.config.experimental.enable_op_determinism()
+    spec = split.spec.dataset
+    model = build_model(chosen, labels=spec.labels, ignored=spec.ignored, training=True)
+    trainer = Trainer(model, split, chosen)
+    _describe(model, trainer)
+    if dry_run:
+        _estimate_time(trainer)
+        return
+    if not folder.exists or not resume:
+        folder.create(chosen, spec, packed)
+    start = folder.restore_checkpoint(trainer.state) if resume else 0
+    folder.save_settings(chosen)
+    if resume:
+        console.info(f"going on after step {start} of {trainer.schedule.steps}")
+    trainer.fit(folder, start)
+    console.info(f"trained {run}; samples lie in {run / 'samples'}")
+
+
+def _resolve_encoder(settings: Settings, split: PackedSplit) -> Settings:
+    """Unless the user chose, train an encoder wherever there is something to pool: label maps, not RGB inputs."""
+    if settings.encoder.enabled is not None:
+        return settings
+    encoder = settings.encoder.model_copy(update={"enabled": not split.rgb})
+    return settings.model_copy(update={"encoder": encoder})
+
+
+def _check_data(split: PackedSplit, settings: Settings) -> None:
+    """Refuse what the networks cannot take, naming the example and the way out."""
+    chosen = settings.train
+    bare = [entry.stem for entry in split.entries if entry.photo is None]
+    if bare:
+        raise P2PHDError(f"{split.packed}: {len(bare)} examples of {chosen.split!r} have no photo, the first is {bare[0]}")
+    multiple = side_multiple(settings)
+    found = sizes(split)
+    if chosen.crop:
+        crop = parse_size(chosen.crop)
+        small = next((size for size in found if size[0] < crop.height or size[1] < crop.width), None)
+        if small:
+            raise P2PHDError(f"--crop {crop}: larger than a picture of {small[0]}x{small[1]}")
+        found = [crop]
+    elif len(found) > 1 and chosen.batch_size > 1:
+        shown = ", ".join(f"{height}x{width}" for height, width in found[:4])
+        raise P2PHDError(
+            f"{split.packed}: pictures have {len(found)} different sizes ({shown} …); use --batch-size 1, --crop, or prepare "
+            "them with --size"
+        )
+    for height, width in found:
+        if height % multiple or width % multiple or min(height, width) < 2 * multiple:
+            raise P2PHDError(
+                f"{split.packed}: pictures of {height}x{width} cannot be halved {multiple.bit_length() - 1} times: sides must "
+                f"be multiples of {multiple}, at least {2 * multiple}; prepare with --multiple {multiple}, use --crop, or "
+                "fewer --generator-downsamplings and --encoder-downsamplings"
+            )
+
+
+def _check_tensorboard(settings: Settings) -> None:
+    if settings.train.tensorboard:
+        try:
+            import tensorboard  # noqa: F401
+        except ImportError:
+            raise P2PHDError("--tensorboard needs its extra: pip install 'pix2pixhd_cli[tensorboard]'") from None
+
+
+def _check_run(folder: Run, split: PackedSplit, resume: bool, dry_run: bool) -> None:
+    """A run is never overwritten, and never goes on with data of other classes."""
+    if dry_run:
+        return
+    if folder.exists and not resume:
+        raise P2PHDError(f"{folder.folder}: a run is here already; go on with --resume, or name another folder")
+    if not folder.exists and folder.folder.is_dir() and any(folder.folder.iterdir()):
+        raise P2PHDError(f"{folder.folder}: holds other files; name a new or empty folder for the run")
+    if folder.exists:
+        check_classes(folder, split)
+
+
+def check_classes(folder: Run, split: PackedSplit) -> None:
+    """Refuse packed data whose classes are not the run's."""
+    ours, theirs = folder.spec(), split.spec.dataset
+    for field in ("input", "labels", "ignored", "classes", "has_instances"):
+        if getattr(ours, field) != getattr(theirs, field):
+            raise P2PHDError(f"{split.packed}: its {field} differ from those that {folder.folder} was trained with")
+
+
+def _describe(model: Pix2PixHD, trainer: Trainer) -> None:
+    """Parameters, device, data and memory, before the first step."""
+    rows = [(name, network.count_params()) for name, network in model.networks.items()]
+    console.table("Networks", ["network", "parameters"], [*rows, ("all", sum(count for _, count in rows))])
+    devices = [device.name.removeprefix("/physical_device:") for device in tf.config.list_physical_devices("GPU")]
+    schedule, chosen = trainer.schedule, trainer.settings.train
+    height, width = parse_size(chosen.crop) if chosen.crop else max(sizes(trainer.split), key=lambda s: s[0] * s[1])
+    memory = estimate_memory(model, chosen.batch_size, height, width)
+    console.info(f"device: {', '.join(devices) or 'CPU'}; a step will take roughly {memory / 2**30:.1f} GiB of memory")
+    console.info(
+        f"data: {schedule.examples} examples, trained at {height}x{width}, batch size {chosen.batch_size}: "
+        f"{schedule.epochs} epochs of {schedule.steps_per_epoch} steps, {schedule.steps} in all"
+    )
+
+
+def _estimate_time(trainer: Trainer) -> None:
+    seconds = trainer.measure()
+    hours = seconds * trainer.schedule.steps / 3600
+    console.info(f"time: {seconds:.2f} seconds a step (measured), about {hours:.1f} hours in all")

@@ -19,8 +19,18 @@ from PIL import Image
 
 ROAD, SIDEWALK, BUILDING, SKY, CAR = 7, 8, 11, 23, 26
 Colour = tuple[int, int, int]
-PAINTS: dict[str, Colour] = {"red": (196, 36, 32), "blue": (36, 72, 190), "white": (232, 232, 226), "green": (40, 140, 66)}
-PLASTERS: dict[str, Colour] = {"ochre": (206, 164, 92), "brick": (150, 82, 66), "grey": (140, 144, 150), "mint": (150, 190, 166)}
+PAINTS: dict[str, Colour] = {
+    "red": (196, 36, 32),
+    "blue": (36, 72, 190),
+    "white": (232, 232, 226),
+    "green": (40, 140, 66),
+}
+PLASTERS: dict[str, Colour] = {
+    "ochre": (206, 164, 92),
+    "brick": (150, 82, 66),
+    "grey": (140, 144, 150),
+    "mint": (150, 190, 166),
+}
 SURFACES = ("asphalt", "cobbles")
 GLASS: Colour = (44, 52, 62)
 TYRE: Colour = (22, 22, 24)
@@ -132,7 +142,10 @@ def draw_car(street: Street, rows: slice, columns: slice, identity: int, paint: 
     top, bottom, left, right = rows.start, rows.stop, columns.start, columns.stop
     belt = top + (bottom - top) * 2 // 5
     inset = (right - left) // 5
-    for body_rows, body_columns in ((slice(belt, bottom), columns), (slice(top, belt), slice(left + inset, right - inset))):
+    for body_rows, body_columns in (
+        (slice(belt, bottom), columns),
+        (slice(top, belt), slice(left + inset, right - inset)),
+    ):
         street.label[body_rows, body_columns] = CAR
         street.instance[body_rows, body_columns] = identity
         street.fill(body_rows, body_columns, paint)

@@ -24,7 +24,12 @@ Six verbs lead from photos to pictures you can steer:
 EPILOG = "Settings come from flags, then P2PHD_SECTION__FIELD variables, then --config FILE.toml, then defaults."
 
 app = typer.Typer(
-    name="p2phd", help=HELP, epilog=EPILOG, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False
+    name="p2phd",
+    help=HELP,
+    epilog=EPILOG,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
 )
 config_app = typer.Typer(help="Show and write settings files.", no_args_is_help=True)
 app.add_typer(config_app, name="config", rich_help_panel="Help")
@@ -34,7 +39,9 @@ Packed = Annotated[Path, typer.Argument(help="A packed data set.", metavar="PACK
 Run = Annotated[Path, typer.Argument(help="A training run.", metavar="RUN", show_default=False)]
 MaybePacked = Annotated[
     Path | None,
-    typer.Argument(help="A packed data set; by default the one the run was trained on.", metavar="[PACKED]", show_default=False),
+    typer.Argument(
+        help="A packed data set; by default the one the run was trained on.", metavar="[PACKED]", show_default=False
+    ),
 ]
 VERBOSE = False
 
@@ -70,7 +77,10 @@ def root(
 @app.command(rich_help_panel="From photos to pictures")
 @with_settings("prepare")
 def prepare(
-    source: Annotated[Path, typer.Argument(help="Folder of photos, label maps and instance maps.", metavar="SOURCE", show_default=False)],
+    source: Annotated[
+        Path,
+        typer.Argument(help="Folder of photos, label maps and instance maps.", metavar="SOURCE", show_default=False),
+    ],
     dataset: Annotated[Path, typer.Argument(help="Folder to make.", metavar="DATASET", show_default=False)],
     settings: Settings,
 ) -> None:
@@ -102,14 +112,21 @@ def pack(
 
 @app.command(rich_help_panel="From photos to pictures")
 @with_settings(
-    "train", "generator", "discriminator", "encoder", "loss", run=lambda given: given["run"] if given["resume"] else None
+    "train",
+    "generator",
+    "discriminator",
+    "encoder",
+    "loss",
+    run=lambda given: given["run"] if given["resume"] else None,
 )
 def train(
     packed: Packed,
     run: Annotated[Path, typer.Argument(help="Folder to make.", metavar="RUN", show_default=False)],
     settings: Settings,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from RUN's last checkpoint.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print networks, sizes, steps, memory and time, and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print networks, sizes, steps, memory and time, and stop.")
+    ] = False,
 ) -> None:
     """Train the networks.
 
@@ -142,7 +159,9 @@ def cluster(
     packed: MaybePacked = None,
     name: Annotated[
         list[str] | None,
-        typer.Option("--name", metavar="CLASS:INDEX=NAME", help="Call a style by a name, such as road:0=asphalt. Repeatable."),
+        typer.Option(
+            "--name", metavar="CLASS:INDEX=NAME", help="Call a style by a name, such as road:0=asphalt. Repeatable."
+        ),
     ] = None,
 ) -> None:
     """Cluster the feature codes of each class into styles.
@@ -160,7 +179,10 @@ def cluster(
 def generate(
     run: Run,
     label_maps: Annotated[
-        Path, typer.Argument(help="A data set, a folder of label maps, or one label map.", metavar="LABELS", show_default=False)
+        Path,
+        typer.Argument(
+            help="A data set, a folder of label maps, or one label map.", metavar="LABELS", show_default=False
+        ),
     ],
     out: Annotated[Path, typer.Argument(help="Folder for the pictures.", metavar="OUT", show_default=False)],
     settings: Settings,

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pix2pixhd_cli.errors import DataProblems, P2PHDError
+from pix2pixhd_cli.errors import DataProblems, Interrupted, P2PHDError
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -39,7 +39,8 @@ def fail(error: P2PHDError) -> None:
             err.print(f"  {escape(problem.where)}: {escape(problem.what)}", soft_wrap=True)
         if len(error.problems) > PROBLEMS_SHOWN:
             err.print(f"  … and {len(error.problems) - PROBLEMS_SHOWN} more")
-    err.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+    mark = "" if isinstance(error, Interrupted) else "[red]error:[/red] "
+    err.print(f"{mark}{escape(str(error))}", soft_wrap=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -64,7 +65,7 @@ def progress(description: str, total: int) -> Iterator[Progress]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=out, transient=True) as bar:
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
         bar.add_task(description, total=total, note="")
         yield bar
 
@@ -87,13 +88,12 @@ class TrainingDisplay:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        self.bars = Progress(*columns, console=out)
+        self.bars = Progress(*columns, console=out, disable=not out.is_terminal)
         self.epoch_bar = self.bars.add_task("epoch", total=epochs, note="")
         self.step_bar = self.bars.add_task("step", total=steps, completed=start, note="")
 
     def __enter__(self) -> Self:
-        if out.is_terminal:
-            self.bars.start()
+        self.bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,5 +1,6 @@
 """Brings TensorFlow in without its start-up chatter, and tells a user what is wrong if it cannot be brought in."""
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ def start(verbose: bool = False) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with _silenced_standard_error():
         _import()
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 
 def _import() -> None:

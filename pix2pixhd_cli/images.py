@@ -52,7 +52,7 @@ def grid(
     """Lay pictures out in rows, with a heading per column and a name before each row; None leaves a cell empty."""
     cells = [[_enlarge(cell, scale) for cell in row] for row in rows]
     count = max(len(row) for row in cells)
-    widths = [max((row[n].shape[1] for row in cells if n < len(row) and row[n] is not None), default=0) for n in range(count)]  # type: ignore[union-attr]
+    widths = [max((cell.shape[1] for row in cells for cell in row[n : n + 1] if cell is not None), default=0) for n in range(count)]
     heights = [max((cell.shape[0] for cell in row if cell is not None), default=0) for row in cells]
     font = ImageFont.load_default(12)
     margin = GAP + int(max((font.getlength(name) for name in names), default=-GAP)) + GAP
@@ -76,3 +76,31 @@ def grid(
 
 def _enlarge(cell: Picture | None, scale: int) -> Picture | None:
     return cell if cell is None or scale == 1 else cell.repeat(scale, 0).repeat(scale, 1)
+
+
+def caption(picture: Picture, text: str) -> Picture:
+    """Add a line of text below a picture."""
+    height, width = picture.shape[:2]
+    sheet = Image.new("RGB", (width, height + 16), (PAPER, PAPER, PAPER))
+    sheet.paste(Image.fromarray(picture), (0, 0))
+    ImageDraw.Draw(sheet).text((1, height + 1), text, fill=INK, font=ImageFont.load_default(11))
+    return np.asarray(sheet)
+
+
+def mosaic(pictures: Sequence[Picture], side: int, count: int) -> Picture:
+    """Up to `count` pictures in a square of tiles as wide as `side`, each scaled to fit, the rest left white."""
+    across = int(np.ceil(np.sqrt(count)))
+    rows = []
+    for start in range(0, count, across):
+        tiles = [_fit_into(picture, side) for picture in pictures[start : min(start + across, count)]]
+        row = np.full((max([1, *(tile.shape[0] for tile in tiles)]), across * side, 3), PAPER, np.uint8)
+        for n, tile in enumerate(tiles):
+            row[: tile.shape[0], n * side : n * side + tile.shape[1]] = tile
+        rows.append(row)
+    return np.concatenate(rows)
+
+
+def _fit_into(picture: Picture, side: int) -> Picture:
+    height, width = picture.shape[:2]
+    scale = side / max(height, width)
+    return fit(picture, max(1, int(height * scale)), max(1, int(width * scale)), exact=scale > 1)

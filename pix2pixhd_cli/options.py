@@ -18,16 +18,23 @@ from rich.markup import escape
 from pix2pixhd_cli.settings import Settings, Values, env_name, fields, flag_name, load_settings
 
 RunRule = Callable[[dict[str, Any]], Path | None]
-CONFIG = typer.Option("--config", metavar="FILE.toml", help="Read settings from a TOML file; flags and environment win.")
+CONFIG = typer.Option(
+    "--config", metavar="FILE.toml", help="Read settings from a TOML file; flags and environment win."
+)
 
 
-def with_settings(*sections: str, run: RunRule = lambda arguments: None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_settings(
+    *sections: str, run: RunRule = lambda _: None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command one option per field of `sections` (its own first) and hand it the merged `settings`.
 
     `run` names, from the command's other arguments, the run whose settings lie below all others.
     """
     declared = {
-        f"{section}__{name}": (section, name, field) for section in sections for s, name, field in fields() if s == section
+        f"{section}__{name}": (section, name, field)
+        for section in sections
+        for s, name, field in fields()
+        if s == section
     }
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -47,8 +54,13 @@ def with_settings(*sections: str, run: RunRule = lambda arguments: None) -> Call
         parameters = [
             inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
             *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own.values()),
-            inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[Path | None, CONFIG], default=None),
-            *(_parameter(key, *declaration, own=declaration[0] == sections[0]) for key, declaration in declared.items()),
+            inspect.Parameter(
+                "config", inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[Path | None, CONFIG], default=None
+            ),
+            *(
+                _parameter(key, *declaration, own=declaration[0] == sections[0])
+                for key, declaration in declared.items()
+            ),
         ]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters}

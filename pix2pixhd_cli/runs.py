@@ -1,6 +1,6 @@
 """The run directory: settings, metrics, checkpoints, samples, and the model that later verbs load.
 
-    run/   settings.json  dataset.json  packed.json  metrics.jsonl  checkpoints/step-00001000/  model/  samples/
+run/   settings.json  dataset.json  packed.json  metrics.jsonl  checkpoints/step-00001000/  model/  samples/
 """
 
 import json
@@ -71,7 +71,9 @@ class Run:
             try:
                 network.load_weights(path)
             except (OSError, ValueError, KeyError) as error:
-                raise P2PHDError(f"{path}: damaged, or not of this run's settings ({str(error).splitlines()[0]})") from None
+                raise P2PHDError(
+                    f"{path}: damaged, or not of this run's settings ({str(error).splitlines()[0]})"
+                ) from None
         return model
 
     def save_model(self, model: Pix2PixHD) -> None:
@@ -115,7 +117,9 @@ class Run:
             try:
                 state.read(str(folder / "state")).assert_consumed()
             except (AssertionError, tf.errors.OpError, ValueError) as error:
-                raise P2PHDError(f"{folder}: damaged, or not of this run's settings ({str(error).splitlines()[0]})") from None
+                raise P2PHDError(
+                    f"{folder}: damaged, or not of this run's settings ({str(error).splitlines()[0]})"
+                ) from None
         return step
 
     def start_metrics(self, step: int) -> None:

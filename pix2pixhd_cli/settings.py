@@ -186,7 +186,8 @@ class GenerateSettings(Section):
         "index or name, random, mean, photo, or a vector (0.1,-0.4,0.9). Repeatable; later wins.",
     )
     feature_gain: float = Field(
-        0.0, description="k of the gate feature = k · E(photo) + b, where b is the chosen code; other than 0 needs photos."
+        0.0,
+        description="k of the gate feature = k · E(photo) + b, where b is the chosen code; other than 0 needs photos.",
     )
     seed: int = Field(0, ge=0, description="Seed of randomly chosen styles.")
     hold: bool = Field(False, description="Draw the same styles for every picture, as for a video.")
@@ -195,15 +196,15 @@ class GenerateSettings(Section):
         (), description="Class to paint in each of its styles, as a strip in OUT/strips. Repeatable."
     )
     instance_map: Path | None = Field(None, description="Instance map, or a folder of them paired by name, for LABELS.")
-    photo: Path | None = Field(None, description="Photo, or a folder of them paired by name, for the photo's own codes.")
+    photo: Path | None = Field(
+        None, description="Photo, or a folder of them paired by name, for the photo's own codes."
+    )
 
 
 class Settings(BaseSettings):
     """All settings of all verbs. Build it with `load_settings`, or plainly: `Settings(train={"epochs": 5})`."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, env_nested_delimiter="__", frozen=True, extra="forbid"
-    )
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_nested_delimiter="__", frozen=True, extra="forbid")
 
     prepare: PrepareSettings = PrepareSettings()
     pack: PackSettings = PackSettings()
@@ -327,7 +328,9 @@ def _read_environment() -> Values:
     for name in os.environ:
         section = name.upper().removeprefix(ENV_PREFIX).partition("__")[0].lower()
         if name.upper().startswith(ENV_PREFIX) and "__" in name and section not in Settings.model_fields:
-            raise SettingsError(f"{name}: there is no section {section!r}; sections are {', '.join(Settings.model_fields)}")
+            raise SettingsError(
+                f"{name}: there is no section {section!r}; sections are {', '.join(Settings.model_fields)}"
+            )
     return values
 
 
@@ -345,7 +348,9 @@ def _read_run(run: Path) -> Values:
     try:
         values: Values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise P2PHDError(f"{run}: no trained run here (settings.json is missing); `p2phd train PACKED {run}` makes one") from None
+        raise P2PHDError(
+            f"{run}: no trained run here (settings.json is missing); `p2phd train PACKED {run}` makes one"
+        ) from None
     except ValueError as error:
         raise P2PHDError(f"{path}: damaged ({error})") from None
     return values

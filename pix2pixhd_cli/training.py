@@ -178,7 +178,7 @@ class Trainer:
         batch = Batch(label[None], instance[None], photo[None].astype(np.float32) / 127.5 - 1)
         fake = self._reconstruct(Batch(*map(tf.constant, batch)))[0].numpy()
         colours = images.colour_labels(label, self.split.spec.dataset.classes)
-        return [colours, images.from_mask(boundary_map(instance)), images.to_uint8(fake), photo]
+        return [colours, images.from_mask(boundary_map(instance)), images.to_uint8(fake), photo.astype(np.uint8)]
 
     def measure(self, steps: int = 3) -> float:
         """Median seconds per step over a few real ones, after one for the graph. Changes the weights."""
@@ -199,13 +199,17 @@ def estimate_memory(model: Pix2PixHD, batch_size: int, height: int, width: int) 
     Activations are what the forward pass computes, counted off its graph.
     """
     label = [batch_size, height, width] if model.labels else [batch_size, height, width, 3]
-    graph = tf.function(model.losses).get_concrete_function(
-        Batch(
-            tf.TensorSpec(label, tf.int32 if model.labels else tf.uint8),
-            tf.TensorSpec([batch_size, height, width], tf.int32),
-            tf.TensorSpec([batch_size, height, width, 3], tf.float32),
+    graph = (
+        tf.function(model.losses)
+        .get_concrete_function(
+            Batch(
+                tf.TensorSpec(label, tf.int32 if model.labels else tf.uint8),
+                tf.TensorSpec([batch_size, height, width], tf.int32),
+                tf.TensorSpec([batch_size, height, width, 3], tf.float32),
+            )
         )
-    ).graph
+        .graph
+    )
     activations = sum(_bytes(output) for operation in graph.get_operations() for output in operation.outputs)
     weights = sum(network.count_params() for network in model.networks.values()) * 4
     return activations + 4 * weights

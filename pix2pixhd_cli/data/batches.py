@@ -53,7 +53,9 @@ def epoch_batches(
         maps = [fields["label"], fields["instance"], fields["photo"]]
         if crop is not None:
             maps = [_crop(array, crop, corner) for array in maps]
-        maps = [tf.cond(mirrored, lambda array=array: tf.reverse(array, [1]), lambda array=array: array) for array in maps]
+        maps = [
+            tf.cond(mirrored, lambda array=array: tf.reverse(array, [1]), lambda array=array: array) for array in maps
+        ]
         return maps[0], maps[1], tf.cast(maps[2], tf.float32) / 127.5 - 1.0
 
     dataset = tf.data.Dataset.from_tensor_slices(tuple(array[start:] for array in plan))

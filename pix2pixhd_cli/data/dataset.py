@@ -1,6 +1,6 @@
 """A prepared data set: `dataset.json`, and its examples as arrays.
 
-    dataset/   dataset.json   SPLIT/{label,instance,boundary,photo}/STEM.png
+dataset/   dataset.json   SPLIT/{label,instance,boundary,photo}/STEM.png
 """
 
 from dataclasses import dataclass
@@ -88,7 +88,9 @@ def read_spec(folder: Path) -> DatasetSpec:
     try:
         return parse_spec(path.read_text(encoding="utf-8"), path)
     except FileNotFoundError:
-        raise P2PHDError(f"{folder}: no prepared data set here (dataset.json is missing); `p2phd prepare` makes one") from None
+        raise P2PHDError(
+            f"{folder}: no prepared data set here (dataset.json is missing); `p2phd prepare` makes one"
+        ) from None
 
 
 def parse_spec(text: str, path: Path) -> DatasetSpec:

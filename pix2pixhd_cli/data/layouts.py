@@ -59,7 +59,9 @@ def read_cityscapes(source: Path) -> RawTree:
             "label": _by_stem((maps / split).glob("*/*_gtFine_labelIds.png"), tree),
             "instance": _by_stem((maps / split).glob("*/*_gtFine_instanceIds.png"), tree),
             "polygons": _by_stem((maps / split).glob("*/*_gtFine_polygons.json"), tree),
-            "photo": _by_stem((p for p in (photos / split).glob("*/*_leftImg8bit.*") if p.suffix.lower() in PICTURES), tree),
+            "photo": _by_stem(
+                (p for p in (photos / split).glob("*/*_leftImg8bit.*") if p.suffix.lower() in PICTURES), tree
+            ),
         }
         _pair(tree, split, files)
     return tree
@@ -72,7 +74,9 @@ def read_pix2pixhd(source: Path) -> RawTree:
     kinds = {"label": "_A", "photo": "_B"} if rgb else {"label": "_label", "instance": "_inst", "photo": "_img"}
     splits = {name.removesuffix(end) for name in names for end in kinds.values() if name.endswith(end)}
     if not splits:
-        raise P2PHDError(f"{source}: no folder SPLIT_label or SPLIT_A here, such as train_label; see --layout for others")
+        raise P2PHDError(
+            f"{source}: no folder SPLIT_label or SPLIT_A here, such as train_label; see --layout for others"
+        )
     tree = RawTree(input="rgb" if rgb else "labels")
     for split in sorted(splits):
         _pair(tree, split, {kind: _by_stem(_pictures(source / f"{split}{end}"), tree) for kind, end in kinds.items()})

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from pix2pixhd_cli.errors import P2PHDError
 
@@ -38,7 +39,8 @@ def read_label_map(path: Path) -> NDArray[np.uint16]:
         _refuse_lossy(path, picture, "a label map")
         if picture.mode not in INTEGER_MODES:
             raise PictureError(
-                path, f"is a {picture.mode} picture, not a map of class ids; if its colours stand for classes, use --palette"
+                path,
+                f"is a {picture.mode} picture, not a map of class ids; if its colours stand for classes, use --palette",
             )
         return _ids(path, picture).astype(np.uint16)
 
@@ -72,7 +74,9 @@ def read_photo(path: Path) -> NDArray[np.uint8]:
             raise PictureError(path, "has 16 bits per channel; save the photo with 8")
         if picture.mode != "RGB":
             channels = len(picture.getbands())
-            raise PictureError(path, f"has {channels} channel{'s' * (channels > 1)} ({picture.mode}); a photo needs three (RGB)")
+            raise PictureError(
+                path, f"has {channels} channel{'s' * (channels > 1)} ({picture.mode}); a photo needs three (RGB)"
+            )
         return np.asarray(picture)
 
 
@@ -110,8 +114,6 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _write_png(path: Path, picture: Image.Image, ids32: bool = False) -> None:
-    from PIL.PngImagePlugin import PngInfo
-
     note = PngInfo()
     if ids32:
         note.add_text("p2phd", "ids32")
@@ -132,16 +134,25 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise
     except FileNotFoundError:
         raise PictureError(path, "no such file") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise PictureError(path, "is not a picture that can be read") from None
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombError,
+    ) as error:
         raise PictureError(path, f"cannot be read, it is truncated or damaged ({error})") from None
 
 
 def _raw_mode(picture: Image.Image) -> str:
     """How the file itself stores a pixel, such as `RGB;16B`; gone once the picture is loaded."""
     known = picture.info.get("raw_mode")
-    return str(known) if known is not None else " ".join(str(tile[3]) for tile in picture.tile)
+    tiles = getattr(picture, "tile", ())
+    return str(known) if known is not None else " ".join(str(tile[3]) for tile in tiles)
 
 
 def _refuse_lossy(path: Path, picture: Image.Image, what: str) -> None:

@@ -141,7 +141,10 @@ class PackedSplit:
         fields = parse(tf.constant(self.read(number)), self.rgb)
         photo: NDArray[np.uint8] = fields["photo"].numpy()
         return Example(
-            self.entries[number].stem, fields["label"].numpy(), fields["instance"].numpy(), photo if photo.size else None
+            self.entries[number].stem,
+            fields["label"].numpy(),
+            fields["instance"].numpy(),
+            photo if photo.size else None,
         )
 
 
@@ -151,7 +154,11 @@ def read_pack_spec(packed: Path) -> PackSpec:
     try:
         return PackSpec.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        advice = "this is a data set, `p2phd pack` it first" if (packed / "dataset.json").exists() else "`p2phd pack` makes one"
+        advice = (
+            "this is a data set, `p2phd pack` it first"
+            if (packed / "dataset.json").exists()
+            else "`p2phd pack` makes one"
+        )
         raise P2PHDError(f"{packed}: no packed data set here (pack.json is missing); {advice}") from None
     except (ValidationError, NotADirectoryError) as error:
         raise P2PHDError(f"{path}: damaged or of another version ({str(error).splitlines()[0]})") from None

@@ -15,9 +15,7 @@ def build_model(settings: Settings, *, labels: int, ignored: tuple[int, ...], tr
         generator=GlobalGenerator(
             filters=generator.filters, downsamplings=generator.downsamplings, blocks=generator.blocks
         ),
-        encoder=InstanceEncoder(
-            filters=encoder.filters, downsamplings=encoder.downsamplings, channels=encoder.channels
-        )
+        encoder=InstanceEncoder(filters=encoder.filters, downsamplings=encoder.downsamplings, channels=encoder.channels)
         if encoder.enabled
         else None,
         discriminator=MultiscaleDiscriminator(

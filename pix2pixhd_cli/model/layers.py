@@ -10,7 +10,12 @@ import keras
 import tensorflow as tf
 
 Activation = Literal["relu", "leaky_relu", "tanh"]
-ACTIVATIONS = {"relu": tf.nn.relu, "leaky_relu": lambda x: tf.nn.leaky_relu(x, 0.2), "tanh": tf.math.tanh, None: tf.identity}
+ACTIVATIONS = {
+    "relu": tf.nn.relu,
+    "leaky_relu": lambda x: tf.nn.leaky_relu(x, 0.2),
+    "tanh": tf.math.tanh,
+    None: tf.identity,
+}
 
 
 def kernel_initializer() -> keras.initializers.Initializer:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from pydantic import BaseModel
 
 from pix2pixhd_cli import __version__, console, images
@@ -135,7 +134,7 @@ def prepare(source: Path, dataset: Path, settings: Settings | None = None) -> Da
     except P2PHDError:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    _publish(spec, records, staging, dataset)
+    _publish(spec, staging, dataset)
     _write_contact_sheet(dataset, spec)
     _report(recipe, spec, records, dataset)
     return spec
@@ -194,7 +193,8 @@ def _refuse_foreign(dataset: Path) -> None:
 
 def _convert_all(recipe: Recipe, dataset: Path, staging: Path) -> tuple[list[Record], list[Problem]]:
     """Convert every example on all cores; unchanged ones are taken as they are."""
-    records, problems = [], []
+    records: list[Record] = []
+    problems: list[Problem] = []
 
     def work(example: RawExample) -> Record | Problem:
         try:
@@ -207,7 +207,10 @@ def _convert_all(recipe: Recipe, dataset: Path, staging: Path) -> tuple[list[Rec
 
     with console.progress("preparing", len(recipe.tree.examples)) as bar, ThreadPoolExecutor() as pool:
         for result in pool.map(work, recipe.tree.examples):
-            (problems if isinstance(result, Problem) else records).append(result)  # type: ignore[arg-type]
+            if isinstance(result, Problem):
+                problems.append(result)
+            else:
+                records.append(result)
             bar.advance(bar.task_ids[0])
     return records, problems
 
@@ -239,7 +242,7 @@ def _convert(recipe: Recipe, example: RawExample, fingerprint: str, staging: Pat
     label, instance = _read_maps(recipe, example)
     height, width = label.shape[:2]
     size = recipe.target(height, width)
-    suffix = _write_photo(recipe, example, Size(height, width), size, staging)
+    suffix = _write_photo(example, Size(height, width), size, staging)
     if label.ndim == 3:
         label = images.fit(label.astype(np.uint8), *size)
         pictures.write_picture(map_path(staging, example.split, "label", example.stem), label)
@@ -343,7 +346,7 @@ def _check_ids(recipe: Recipe, example: RawExample, label: NDArray[np.uint16]) -
         )
 
 
-def _write_photo(recipe: Recipe, example: RawExample, raw: Size, size: Size, staging: Path) -> str | None:
+def _write_photo(example: RawExample, raw: Size, size: Size, staging: Path) -> str | None:
     """Check and write the photo; unscaled files are copied as they are. Returns the suffix it got."""
     if example.photo is None:
         return None
@@ -406,7 +409,7 @@ def _describe(recipe: Recipe, records: Sequence[Record]) -> DatasetSpec:
     )
 
 
-def _publish(spec: DatasetSpec, records: Iterable[Record], staging: Path, dataset: Path) -> None:
+def _publish(spec: DatasetSpec, staging: Path, dataset: Path) -> None:
     """Move what is new into DATASET, delete what no longer belongs, and write the description last."""
     text = spec.model_dump_json(indent=1) + "\n"
     description = dataset / "dataset.json"
@@ -419,7 +422,9 @@ def _publish(spec: DatasetSpec, records: Iterable[Record], staging: Path, datase
         target.parent.mkdir(parents=True, exist_ok=True)
         path.replace(target)
     shutil.rmtree(staging, ignore_errors=True)
-    wanted = {path for split, entries in spec.splits.items() for e in entries for path in _files(dataset, spec, split, e)}
+    wanted = {
+        path for split, entries in spec.splits.items() for e in entries for path in _files(dataset, spec, split, e)
+    }
     for path in dataset.rglob("*"):
         if path.is_file() and path not in wanted and path.name != "contact_sheet.png":
             path.unlink()
@@ -458,7 +463,9 @@ def _report(recipe: Recipe, spec: DatasetSpec, records: Sequence[Record], datase
         _report_classes(spec, records)
     for split, entries in spec.splits.items():
         missing = sum(entry.photo is None for entry in entries)
-        note = "no photos" if missing == len(entries) else f"{missing} without a photo" if missing else "all with photos"
+        note = (
+            "no photos" if missing == len(entries) else f"{missing} without a photo" if missing else "all with photos"
+        )
         console.info(f"{split}: {len(entries)} examples, {note}")
     if not spec.has_instances and spec.input == "labels":
         console.info("no instance maps: the regions of a class count as its one instance")
@@ -471,7 +478,7 @@ def _report(recipe: Recipe, spec: DatasetSpec, records: Sequence[Record], datase
 
 def _report_sizes(recipe: Recipe, records: Sequence[Record]) -> None:
     """Say which sizes were rounded to the multiple, and by how much."""
-    changes = Counter()
+    changes: Counter[str] = Counter()
     for record in records:
         raw, size = Size(record.raw_height, record.raw_width), Size(record.entry.height, record.entry.width)
         free = replace(recipe, settings=recipe.settings.model_copy(update={"multiple": 1})).target(*raw)

@@ -68,7 +68,9 @@ def _check_data(split: PackedSplit, settings: Settings) -> None:
     chosen = settings.train
     bare = [entry.stem for entry in split.entries if entry.photo is None]
     if bare:
-        raise P2PHDError(f"{split.packed}: {len(bare)} examples of {chosen.split!r} have no photo, the first is {bare[0]}")
+        raise P2PHDError(
+            f"{split.packed}: {len(bare)} examples of {chosen.split!r} have no photo, the first is {bare[0]}"
+        )
     multiple = side_multiple(settings)
     found = sizes(split)
     if chosen.crop:

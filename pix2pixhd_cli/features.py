@@ -1,0 +1,349 @@
+"""Feature codes, feature clusters, and the grammar of `--feature-code`.
+
+A feature code is the mean of the encoder's features over one instance; clusters of them per class are the styles that a
+user chooses from (paper, section 3.4).
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pix2pixhd_cli.data.dataset import DatasetSpec
+from pix2pixhd_cli.data.pictures import whole_file
+from pix2pixhd_cli.errors import P2PHDError
+
+RESERVED = ("random", "mean", "photo")
+
+
+@dataclass(frozen=True)
+class FeatureCodes:
+    """The codes of N instances.
+
+    code: float32 [N, C]. label: class ids, int32 [N]. instance: instance ids, int32 [N]. stem: the picture each comes
+    from, text [N]. share: of its picture, float32 [N]. box: top, left, bottom, right in pixels, int32 [N, 4].
+    split, packed: where the pictures are, text [].
+    """
+
+    code: NDArray[np.float32]
+    label: NDArray[np.int32]
+    instance: NDArray[np.int32]
+    stem: NDArray[np.str_]
+    share: NDArray[np.float32]
+    box: NDArray[np.int32]
+    split: NDArray[np.str_]
+    packed: NDArray[np.str_]
+
+    def save(self, path: Path) -> None:
+        """Write `features.npz`."""
+        _save(path, {f.name: getattr(self, f.name) for f in fields(self)})
+
+    @classmethod
+    def load(cls, path: Path) -> "FeatureCodes":
+        """Read `features.npz`; raises `P2PHDError`."""
+        advice = f"`p2phd encode {path.parent}` makes them"
+        return cls(
+            **_load(path, [f.name for f in fields(cls)], f"no feature codes yet ({path.name} is missing); {advice}")
+        )
+
+
+@dataclass(frozen=True)
+class ClassStyles:
+    """The styles of one class.
+
+    centres: float32 [k, C], k may be 0. counts: instances in each, int32 [k]. names: one per centre, empty where it has
+    none. mean: of all codes of the class, float32 [C]. inertia: K-means' sum of squared distances.
+    """
+
+    centres: NDArray[np.float32]
+    counts: NDArray[np.int32]
+    names: tuple[str, ...]
+    mean: NDArray[np.float32]
+    inertia: float
+
+    def title(self, index: int) -> str:
+        """A style's index and name."""
+        return f"{index} {self.names[index]}".strip()
+
+
+@dataclass(frozen=True)
+class FeatureClusters:
+    """The styles of every class that was seen, by class id."""
+
+    classes: dict[int, ClassStyles]
+    channels: int
+
+    def save(self, path: Path) -> None:
+        """Write `clusters.npz`: one row per centre, one row per class."""
+        styles = list(self.classes.items())
+        empty = np.zeros((0, self.channels), np.float32)
+        _save(
+            path,
+            {
+                "label": np.array([i for i, s in styles for _ in s.centres], np.int32),
+                "centre": np.concatenate([empty, *(s.centres for _, s in styles)]),
+                "count": np.array([n for _, s in styles for n in s.counts], np.int32),
+                "name": np.array([name for _, s in styles for name in s.names], np.str_),
+                "class_label": np.array([i for i, _ in styles], np.int32),
+                "class_mean": np.concatenate([empty, *(s.mean[None] for _, s in styles)]),
+                "class_inertia": np.array([s.inertia for _, s in styles], np.float64),
+            },
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> "FeatureClusters":
+        """Read `clusters.npz`; raises `P2PHDError`."""
+        names = ["label", "centre", "count", "name", "class_label", "class_mean", "class_inertia"]
+        advice = f"`p2phd cluster {path.parent}` makes them"
+        data = _load(path, names, f"no styles yet ({path.name} is missing); {advice}")
+        classes = {}
+        for n, identity in enumerate(data["class_label"].tolist()):
+            own = data["label"] == identity
+            classes[identity] = ClassStyles(
+                centres=data["centre"][own],
+                counts=data["count"][own],
+                names=tuple(map(str, data["name"][own])),
+                mean=data["class_mean"][n],
+                inertia=float(data["class_inertia"][n]),
+            )
+        return cls(classes, int(data["centre"].shape[1]))
+
+    def rename(self, texts: Iterable[str], spec: DatasetSpec) -> "FeatureClusters":
+        """Name styles by `CLASS:INDEX=NAME`; an empty name takes it away. Raises `P2PHDError`."""
+        classes = dict(self.classes)
+        for text in texts:
+            target, equals, name = text.partition("=")
+            class_text, _, index_text = target.rpartition(":")
+            found = spec.class_named(class_text)
+            flag = f"--name {text}"
+            if not equals or not class_text or not index_text.isdecimal():
+                raise P2PHDError(f"{flag}: write CLASS:INDEX=NAME, such as road:0=asphalt")
+            if found is None or found.id not in classes:
+                raise P2PHDError(f"{flag}: {unknown_class(class_text, spec, self)}")
+            styles, index = classes[found.id], int(index_text)
+            if index >= len(styles.centres):
+                raise P2PHDError(f"{flag}: {class_text} has styles 0 … {len(styles.centres) - 1}")
+            if name in RESERVED or "," in name or "=" in name or _is_number(name) or (name and name in styles.names):
+                taken = "is another style's name" if name in styles.names else "cannot be a name: choose a word"
+                raise P2PHDError(f"{flag}: {name!r} {taken}")
+            names = (*styles.names[:index], name, *styles.names[index + 1 :])
+            classes[found.id] = replace(styles, names=names)
+        return replace(self, classes=classes)
+
+    def inherit_names(self, old: "FeatureClusters") -> "FeatureClusters":
+        """Give every named style of `old` to the nearest new centre of its class, the closest pairs first."""
+        classes = dict(self.classes)
+        for identity, styles in old.classes.items():
+            if identity in classes and old.channels == self.channels:
+                classes[identity] = _inherit(classes[identity], styles)
+        return replace(self, classes=classes)
+
+
+def _inherit(new: ClassStyles, old: ClassStyles) -> ClassStyles:
+    pairs = sorted(
+        (float(np.linalg.norm(new.centres[n] - old.centres[o])), o, n)
+        for o, name in enumerate(old.names)
+        if name
+        for n in range(len(new.centres))
+    )
+    names, given = [""] * len(new.centres), set()
+    for _, o, n in pairs:
+        if o not in given and not names[n]:
+            names[n] = old.names[o]
+            given.add(o)
+    return replace(new, names=tuple(names))
+
+
+class Choice(NamedTuple):
+    """What stands right of `TARGET=`: a cluster by index, a vector, or a word."""
+
+    kind: Literal["cluster", "vector", "random", "mean", "photo"]
+    number: int = 0
+    vector: tuple[float, ...] = ()
+
+
+class Rule(NamedTuple):
+    """One `--feature-code TARGET=CHOICE`, resolved; exactly one of class and instance is set."""
+
+    text: str
+    class_id: int | None
+    instance: int | None
+    choice: Choice
+
+    def matches(self, instance: int, class_id: int) -> bool:
+        """Whether it speaks of this instance."""
+        return self.instance == instance if self.instance is not None else self.class_id == class_id
+
+
+class Gate(NamedTuple):
+    """One instance's k and b in feature = k · E(photo) + b."""
+
+    gain: float
+    code: NDArray[np.float32]
+
+
+def parse_rules(texts: Iterable[str], spec: DatasetSpec, clusters: FeatureClusters | None, channels: int) -> list[Rule]:
+    """Read every TARGET=CHOICE; raises `P2PHDError` for what the run does not have."""
+    rules = []
+    for text in texts:
+        target, equals, choice = text.partition("=")
+        if not equals or not target or not choice:
+            raise P2PHDError(f"--feature-code {text}: write TARGET=CHOICE, such as car=3, road=asphalt or 26003=random")
+        class_id, instance = _parse_target(text, target, spec, clusters)
+        rules.append(Rule(text, class_id, instance, _parse_choice(text, choice, class_id, clusters, channels)))
+    return rules
+
+
+def _parse_target(
+    text: str, target: str, spec: DatasetSpec, clusters: FeatureClusters | None
+) -> tuple[int | None, int | None]:
+    """(class id, None) or (None, instance id)."""
+    prefix, _, number = target.partition(":")
+    if prefix == "instance" and number.isdecimal():
+        return None, int(number)
+    found = spec.class_named(target)
+    if found is not None:
+        return found.id, None
+    if target.isdecimal():
+        return None, int(target)
+    raise P2PHDError(f"--feature-code {text}: {unknown_class(target, spec, clusters)}")
+
+
+def _parse_choice(
+    text: str, choice: str, class_id: int | None, clusters: FeatureClusters | None, channels: int
+) -> Choice:
+    if choice in RESERVED:
+        return Choice(choice)  # type: ignore[arg-type]
+    parts = choice.split(",")
+    if len(parts) > 1 or (_is_number(choice) and not choice.isdecimal()):
+        if len(parts) != channels or not all(_is_number(part) for part in parts):
+            raise P2PHDError(
+                f"--feature-code {text}: a code here is {channels} finite numbers, such as {','.join(['0.1'] * channels)}"
+            )
+        return Choice("vector", vector=tuple(map(float, parts)))
+    if clusters is None:
+        raise P2PHDError(
+            f"--feature-code {text}: the run has no styles yet; `p2phd encode` and `p2phd cluster` find them"
+        )
+    if class_id is not None:
+        return Choice("cluster", style_index(f"--feature-code {text}", choice, clusters.classes.get(class_id)))
+    if choice.isdecimal():
+        return Choice("cluster", int(choice))  # The instance's class is known only with the picture.
+    raise P2PHDError(f"--feature-code {text}: an instance's style is an index, random, mean, photo or a vector")
+
+
+def style_index(flag: str, choice: str, styles: ClassStyles | None) -> int:
+    """A style's index from its index or name; raises `P2PHDError` naming `flag`."""
+    count = len(styles.centres) if styles is not None else 0
+    if styles is None or not count:
+        raise P2PHDError(f"{flag}: this class has no styles (no instance of it was large enough); use mean or a vector")
+    if choice in styles.names:
+        return styles.names.index(choice)
+    if choice.isdecimal() and int(choice) < count:
+        return int(choice)
+    named = [name for name in styles.names if name]
+    raise P2PHDError(
+        f"{flag}: there is no style {choice!r}; there are 0 … {count - 1}{', ' if named else ''}{', '.join(named)}"
+    )
+
+
+class Styler:
+    """Decides k and b of every instance, and remembers what the user should be told.
+
+    Args:
+        rules: of `--feature-code`, later ones winning.
+        clusters: the run's styles, or None.
+        channels: numbers in a code.
+        gain: k where no rule says otherwise.
+        seed, hold: of random choices; with `hold` the picture's stem plays no part.
+    """
+
+    def __init__(
+        self,
+        rules: Sequence[Rule],
+        clusters: FeatureClusters | None,
+        *,
+        channels: int,
+        gain: float = 0.0,
+        seed: int = 0,
+        hold: bool = False,
+    ) -> None:
+        self.rules = rules
+        self.clusters = clusters
+        self.channels = channels
+        self.gain = gain
+        self.seed = seed
+        self.hold = hold
+        self.without_styles: set[int] = set()
+        self.absences: dict[str, list[str]] = {rule.text: [] for rule in rules}
+        self.pictures = 0
+
+    def needs_photo(self) -> bool:
+        """Whether any choice looks at the photo."""
+        return self.gain != 0 or any(rule.choice.kind == "photo" for rule in self.rules)
+
+    def gates(self, stem: str, instances: Mapping[int, int], extra: Sequence[Rule] = ()) -> dict[int, Gate]:
+        """k and b of each instance of a picture, given as instance id -> class id; `extra` rules come last."""
+        if not extra:
+            self.pictures += 1
+            for rule in self.rules:
+                if not any(rule.matches(*pair) for pair in instances.items()):
+                    self.absences[rule.text].append(stem)
+        rules = [*self.rules, *extra]
+        return {i: self._gate(stem, i, c, [rule for rule in rules if rule.matches(i, c)]) for i, c in instances.items()}
+
+    def _gate(self, stem: str, instance: int, class_id: int, rules: Sequence[Rule]) -> Gate:
+        choice = rules[-1].choice if rules else Choice("random")
+        styles = self.clusters.classes.get(class_id) if self.clusters is not None else None
+        if choice.kind == "photo":
+            return Gate(1.0, np.zeros(self.channels, np.float32))
+        if choice.kind == "vector":
+            return Gate(self.gain, np.array(choice.vector, np.float32))
+        if choice.kind == "cluster":
+            index = style_index(f"--feature-code {rules[-1].text}", str(choice.number), styles)
+            assert styles is not None
+            return Gate(self.gain, styles.centres[index])
+        if choice.kind == "mean" or styles is None or not len(styles.centres):
+            if styles is None or choice.kind != "mean":
+                self.without_styles.add(class_id)
+            return Gate(self.gain, styles.mean if styles is not None else np.zeros(self.channels, np.float32))
+        return Gate(self.gain, styles.centres[self._draw(stem, instance, len(styles.centres))])
+
+    def _draw(self, stem: str, instance: int, count: int) -> int:
+        """A number below `count` from seed, stem and instance id alone."""
+        text = f"{self.seed}/{'' if self.hold else stem}/{instance}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") % count
+
+
+def unknown_class(text: str, spec: DatasetSpec, clusters: FeatureClusters | None) -> str:
+    """What to say of a class that is not there."""
+    known = sorted(clusters.classes) if clusters is not None else [c.id for c in spec.classes]
+    shown = ", ".join(spec.class_name(i) for i in known[:40])
+    return f"there is no class {text!r} with feature codes; there are {shown}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _save(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    with whole_file(path) as beside, beside.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def _load(path: Path, names: Sequence[str], missing: str) -> dict[str, Any]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in names}
+    except FileNotFoundError:
+        raise P2PHDError(f"{path.parent}: {missing}") from None
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise P2PHDError(f"{path}: damaged ({str(error).splitlines()[0]}); make it again") from None

@@ -1,0 +1,126 @@
+"""A trained run as a function: maps and codes in, picture out."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from pix2pixhd_cli.data.dataset import whole
+from pix2pixhd_cli.data.labels import majority_classes, tally
+from pix2pixhd_cli.errors import P2PHDError
+from pix2pixhd_cli.images import to_uint8
+from pix2pixhd_cli.model.build import side_multiple
+from pix2pixhd_cli.model.pix2pixhd import Batch
+from pix2pixhd_cli.runs import Run
+from pix2pixhd_cli.settings import Settings, load_settings
+
+
+class Painter:
+    """Generator and encoder of a run, loaded once.
+
+    Args:
+        run: a training run.
+        settings: of that run; read from it by default.
+
+    Raises `P2PHDError` if there is no trained model in `run`.
+    """
+
+    def __init__(self, run: Path, settings: Settings | None = None) -> None:
+        self.settings = settings or load_settings(run=run)
+        self.run = Run(run)
+        self.spec = self.run.spec()
+        self.model = self.run.load_model(self.settings)
+        self.multiple = side_multiple(self.settings)
+        self._condition_and_generate = tf.function(self._generate, reduce_retracing=True)
+        self._encode = tf.function(self.model.encode, reduce_retracing=True)
+
+    @property
+    def channels(self) -> int:
+        """Numbers in a feature code; 0 if the run has no encoder."""
+        return self.model.encoder.channels if self.model.encoder is not None else 0
+
+    def instances(self, label: NDArray[np.integer], instance: NDArray[np.integer]) -> dict[int, int]:
+        """Each instance's id and, by majority, its class."""
+        if label.ndim == 3:
+            return {int(i): -1 for i in np.unique(instance)}
+        return majority_classes(tally(instance, label))[0]
+
+    def paint(
+        self,
+        label: NDArray[np.integer],
+        instance: NDArray[np.integer] | None = None,
+        *,
+        codes: Mapping[int, Sequence[float] | NDArray[np.floating]] | None = None,
+        gains: Mapping[int, float] | float = 0.0,
+        photo: NDArray[np.uint8] | None = None,
+    ) -> NDArray[np.uint8]:
+        """Paint one picture; the gate is feature = k · E(photo) + b, with k and b free per instance.
+
+        Args:
+            label: class ids [H, W], or an RGB input [H, W, 3]; any size (it is padded, and the picture cropped).
+            instance: instance ids [H, W]; by default the regions of each class are one instance.
+            codes: b per instance id; zero where left out.
+            gains: k per instance id (zero where left out), or one k for all.
+            photo: uint8 [H, W, 3]; needed where a gain is not zero.
+
+        Returns uint8 [H, W, 3].
+        """
+        return to_uint8(self.paint_float(label, instance, codes=codes, gains=gains, photo=photo))
+
+    def paint_float(
+        self,
+        label: NDArray[np.integer],
+        instance: NDArray[np.integer] | None = None,
+        *,
+        codes: Mapping[int, Sequence[float] | NDArray[np.floating]] | None = None,
+        gains: Mapping[int, float] | float = 0.0,
+        photo: NDArray[np.uint8] | None = None,
+    ) -> NDArray[np.float32]:
+        """The same as `paint`, but float32 [H, W, 3] in [-1, 1] as the generator gives it."""
+        height, width = label.shape[:2]
+        padded = self._pad(label)
+        ids = self._pad(instance) if instance is not None else whole(padded)
+        features = None
+        if self.model.encoder is not None:
+            pixels = self._pad(photo) if photo is not None else None
+            features = self._features(padded, ids, codes or {}, gains, pixels)
+        scene = tf.constant(padded, tf.int32 if padded.ndim == 2 else tf.uint8)[None]
+        fake = self._condition_and_generate(scene, tf.constant(ids, tf.int32)[None], features)
+        picture: NDArray[np.float32] = fake[0, :height, :width].numpy()
+        return picture
+
+    def _features(
+        self,
+        label: NDArray[np.integer],
+        instance: NDArray[np.integer],
+        codes: Mapping[int, Sequence[float] | NDArray[np.floating]],
+        gains: Mapping[int, float] | float,
+        photo: NDArray[np.uint8] | None,
+    ) -> tf.Tensor:
+        """The feature map k · E(photo) + b: float32 [1, H, W, C]."""
+        ids, index = np.unique(instance, return_inverse=True)
+        gain = np.array([gains.get(int(i), 0.0) if isinstance(gains, Mapping) else gains for i in ids], np.float32)
+        code = np.array([codes.get(int(i), np.zeros(self.channels)) for i in ids], np.float32)
+        features = tf.constant(code[index.reshape(instance.shape)][None])
+        if not gain.any():
+            return features
+        if photo is None or photo.shape[:2] != instance.shape:
+            raise P2PHDError("a feature gain other than 0 needs the photo, of the label map's size")
+        pixels = tf.constant(photo[None].astype(np.float32) / 127.5 - 1)
+        encoded = self._encode(Batch(tf.constant(label)[None], tf.constant(instance, tf.int32)[None], pixels))
+        return features + encoded * gain[index.reshape(instance.shape)][None, ..., None]
+
+    def _generate(self, label: tf.Tensor, instance: tf.Tensor, features: tf.Tensor | None) -> tf.Tensor:
+        batch = Batch(label, instance, tf.zeros([1, 1, 1, 3]))
+        return self.model.generate(self.model.condition(batch), features)
+
+    def _pad(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Repeat the last row and column until both sides divide as the networks need."""
+        room = []
+        for side in array.shape[:2]:
+            wanted = max(2 * self.multiple, -(-side // self.multiple) * self.multiple)
+            room.append((0, wanted - side))
+        return np.pad(array, [*room, *[(0, 0)] * (array.ndim - 2)], mode="edge")

@@ -1,0 +1,132 @@
+"""`p2phd cluster`: the feature codes of each class become styles, and a picture of them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.cluster import KMeans
+
+from pix2pixhd_cli import console, images
+from pix2pixhd_cli.data.dataset import DatasetSpec
+from pix2pixhd_cli.data.pictures import write_picture
+from pix2pixhd_cli.data.records import PackedSplit
+from pix2pixhd_cli.errors import P2PHDError
+from pix2pixhd_cli.features import ClassStyles, FeatureClusters, FeatureCodes
+from pix2pixhd_cli.runs import Run
+from pix2pixhd_cli.settings import ClusterSettings, Settings, load_settings
+
+CROPS = 4  # Real instances shown per style.
+CROP_SIDE = 64
+LONGEST = 2  # A crop's longer side, at the most, in terms of its shorter one.
+FADE = 0.75  # How far everything but the instance fades to white.
+
+
+def cluster(
+    run: Path, packed: Path | None = None, settings: Settings | None = None, *, names: Sequence[str] = ()
+) -> FeatureClusters:
+    """Cluster the codes of each class and write `run/clusters.npz` and `run/clusters.png`.
+
+    Args:
+        run: a run with feature codes.
+        packed: where the encoded photos are; by default where they were when encoded.
+        settings: section cluster; its values are kept in the run.
+        names: `CLASS:INDEX=NAME`, given after clustering. Names given before go to the nearest new centres.
+
+    Raises `P2PHDError` if there are no feature codes yet, or for a name that cannot be given.
+    """
+    chosen = settings or load_settings(run=run)
+    folder = Run(run)
+    codes, spec = FeatureCodes.load(folder.features), folder.spec()
+    clusters = _find_styles(codes, chosen.cluster)
+    if folder.clusters.exists():
+        clusters = clusters.inherit_names(FeatureClusters.load(folder.clusters))
+    clusters = clusters.rename(names, spec)
+    folder.save_settings(chosen)
+    clusters.save(folder.clusters)
+    _report(clusters, spec)
+    try:
+        split = PackedSplit(packed or Path(str(codes.packed)), str(codes.split))
+    except P2PHDError as error:
+        console.warn(f"no picture of the styles: {error} (if the packed data moved, name it after RUN)")
+        return clusters
+    write_picture(run / "clusters.png", _picture(codes, clusters, spec, chosen.cluster, split))
+    console.info(f"wrote {folder.clusters}; look at {run / 'clusters.png'}")
+    return clusters
+
+
+def _find_styles(codes: FeatureCodes, settings: ClusterSettings) -> FeatureClusters:
+    """K-means per class over its larger instances, with at most as many centres as there are different codes."""
+    classes = {}
+    for identity in np.unique(codes.label):
+        of_class = codes.label == identity
+        taking_part = codes.code[of_class & (codes.share > settings.min_area)]
+        count = min(settings.clusters, len(np.unique(taking_part, axis=0)))
+        centres = np.zeros((0, codes.code.shape[1]), np.float32)
+        sizes, inertia = np.zeros(0, np.int32), 0.0
+        if count:
+            found = KMeans(count, n_init=10, random_state=0).fit(taking_part)
+            centres = found.cluster_centers_.astype(np.float32)
+            sizes, inertia = np.bincount(found.labels_, minlength=count).astype(np.int32), float(found.inertia_)
+        mean = codes.code[of_class].mean(0)
+        classes[int(identity)] = ClassStyles(centres, sizes, ("",) * count, mean, inertia)
+    return FeatureClusters(classes, codes.code.shape[1])
+
+
+def _report(clusters: FeatureClusters, spec: DatasetSpec) -> None:
+    """A line per class that has styles; the others by name."""
+    rows = [
+        (spec.class_name(i), int(s.counts.sum()), len(s.centres), f"{s.inertia:.4f}", ", ".join(filter(None, s.names)))
+        for i, s in clusters.classes.items()
+        if len(s.centres)
+    ]
+    console.table("Styles", ["class", "n", "k", "inertia", "names"], rows)
+    without = [spec.class_name(i) for i, s in clusters.classes.items() if not len(s.centres)]
+    if without:
+        console.info(f"too small for styles of their own, painted with their mean code: {', '.join(without)}")
+
+
+def _picture(
+    codes: FeatureCodes, clusters: FeatureClusters, spec: DatasetSpec, settings: ClusterSettings, split: PackedSplit
+) -> images.Picture:
+    """Per class a row of styles, each shown by the real instances nearest to its centre."""
+    numbers = {entry.stem: n for n, entry in enumerate(split.entries)}
+    rows, names = [], []
+    shown = [(i, s) for i, s in clusters.classes.items() if len(s.centres)]
+    with console.progress("drawing styles", len(shown)) as bar:
+        for identity, styles in shown:
+            candidates = np.flatnonzero((codes.label == identity) & (codes.share > settings.min_area))
+            distances = np.linalg.norm(codes.code[candidates][:, None] - styles.centres[None], axis=-1)
+            cells: list[images.Picture | None] = []
+            for index in range(len(styles.centres)):
+                own = candidates[np.argsort(distances[:, index], kind="stable")]
+                own = own[: min(CROPS, int(styles.counts[index]))]
+                crops = [_crop(codes, int(n), split, numbers[str(codes.stem[n])]) for n in own]
+                caption = f"{styles.title(index)}  ({styles.counts[index]})"
+                cells.append(images.caption(images.mosaic(crops, CROP_SIDE, CROPS), caption))
+            rows.append(cells)
+            names.append(spec.class_name(identity))
+            bar.advance(bar.task_ids[0])
+    return images.grid(rows, names=names)
+
+
+def _crop(codes: FeatureCodes, number: int, split: PackedSplit, record: int) -> images.Picture:
+    """One instance cut out of its photo, its surroundings faded; of long ones, where there is most of it."""
+    example = split.example(record)
+    assert example.photo is not None
+    top, left, bottom, right = codes.box[number]
+    own: NDArray[np.bool_] = example.instance[top:bottom, left:right] == codes.instance[number]
+    height, width = own.shape
+    rows = _fullest(own.sum(1), min(height, LONGEST * width))
+    columns = _fullest(own.sum(0), min(width, LONGEST * height))
+    own = own[rows, columns]
+    photo = example.photo[top:bottom, left:right][rows, columns].astype(np.float32)
+    faded = photo + (255 - photo) * FADE
+    return np.where(own[..., None], photo, faded).astype(np.uint8)
+
+
+def _fullest(counts: NDArray[np.integer], length: int) -> slice:
+    """The window of this length that holds the most."""
+    sums = np.concatenate([[0], np.cumsum(counts)])
+    start = int((sums[length:] - sums[:-length]).argmax())
+    return slice(start, start + length)

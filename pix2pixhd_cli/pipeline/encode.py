@@ -1,0 +1,93 @@
+"""`p2phd encode`: a feature code for every instance of the training split."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from pix2pixhd_cli import console
+from pix2pixhd_cli.data.dataset import Example
+from pix2pixhd_cli.data.labels import majority_classes, tally
+from pix2pixhd_cli.data.records import PackedSplit
+from pix2pixhd_cli.errors import P2PHDError
+from pix2pixhd_cli.features import FeatureCodes
+from pix2pixhd_cli.model.encoder import instance_codes
+from pix2pixhd_cli.pipeline.train import check_classes
+from pix2pixhd_cli.runs import Run
+from pix2pixhd_cli.settings import Settings, load_settings
+
+
+def encode(run: Path, packed: Path | None = None, settings: Settings | None = None) -> FeatureCodes:
+    """Encode every instance of the split and write `run/features.npz`.
+
+    `packed` is what the run was trained on by default. Raises `P2PHDError` if the run has no encoder, or if the data's
+    classes are not the run's.
+    """
+    chosen = settings or load_settings(run=run)
+    folder = Run(run)
+    if not chosen.encoder.enabled:
+        raise P2PHDError(
+            f"{run}: was trained without an encoder, so it has no feature codes; train with --encoder-enabled"
+        )
+    model = folder.load_model(chosen)
+    split = PackedSplit(packed or folder.packed(), chosen.encode.split)
+    check_classes(folder, split)
+    bare = [entry.stem for entry in split.entries if entry.photo is None]
+    if bare:
+        raise P2PHDError(
+            f"{split.packed}: {len(bare)} examples of {split.split!r} have no photo, the first is {bare[0]}"
+        )
+
+    @tf.function(reduce_retracing=True)
+    def pooled(photo: tf.Tensor, instance: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        assert model.encoder is not None
+        result = instance_codes(model.encoder(tf.cast(photo, tf.float32) / 127.5 - 1.0), instance)
+        return result.codes, result.key
+
+    parts = []
+    with console.progress("encoding", len(split)) as bar:
+        for number in range(len(split)):
+            example = split.example(number)
+            code, key = pooled(tf.constant(example.photo)[None], tf.constant(example.instance)[None])
+            parts.append(_describe(example, code.numpy(), key.numpy()))
+            bar.advance(bar.task_ids[0])
+    codes = _join(parts, split)
+    codes.save(folder.features)
+    console.info(f"encoded {len(codes.label)} instances of {len(split)} pictures into {folder.features}")
+    return codes
+
+
+def _describe(example: Example, code: NDArray[np.float32], key: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """Class, share and bounding box of each encoded instance."""
+    ids = (key & 0xFFFFFFFF).astype(np.int64)
+    rgb = example.label.ndim == 3
+    classes = {} if rgb else majority_classes(tally(example.instance, example.label))[0]
+    order, index = np.unique(example.instance, return_inverse=True)
+    index = index.reshape(example.instance.shape)
+    rows, columns = np.indices(index.shape)
+    box = np.empty((len(order), 4), np.int32)
+    for n, (line, start) in enumerate(((rows, True), (columns, True), (rows, False), (columns, False))):
+        edge = np.full(len(order), np.iinfo(np.int32).max if start else -1, np.int64)
+        (np.minimum if start else np.maximum).at(edge, index.ravel(), line.ravel())
+        box[:, n] = edge if start else edge + 1
+    place = np.searchsorted(order, ids)
+    pixels = np.bincount(index.ravel(), minlength=len(order))
+    return {
+        "code": code,
+        "label": np.array([classes.get(int(i), -1) for i in ids], np.int32),
+        "instance": ids.astype(np.int32),
+        "stem": np.array([example.stem] * len(ids), np.str_),
+        "share": (pixels[place] / index.size).astype(np.float32),
+        "box": box[place],
+    }
+
+
+def _join(parts: list[dict[str, NDArray[Any]]], split: PackedSplit) -> FeatureCodes:
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return FeatureCodes(
+        **joined,
+        split=np.array(split.split),
+        packed=np.array(str(split.packed.resolve())),
+    )

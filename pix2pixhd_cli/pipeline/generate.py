@@ -1,0 +1,271 @@
+"""`p2phd generate`: label maps become pictures, in styles that are drawn or chosen."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pix2pixhd_cli import console, images
+from pix2pixhd_cli.data import pictures
+from pix2pixhd_cli.data.dataset import read_example, read_spec, whole
+from pix2pixhd_cli.data.layouts import PICTURES, SUFFIXES
+from pix2pixhd_cli.data.pictures import PictureError, write_picture
+from pix2pixhd_cli.errors import P2PHDError
+from pix2pixhd_cli.features import (
+    Choice,
+    ClassStyles,
+    FeatureClusters,
+    Rule,
+    Styler,
+    parse_rules,
+    style_index,
+    unknown_class,
+)
+from pix2pixhd_cli.painting import Painter
+from pix2pixhd_cli.settings import GenerateSettings, Settings, load_settings
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One picture to paint: label ids [H, W] (or RGB [H, W, 3]), instance ids [H, W], and perhaps a photo."""
+
+    stem: str
+    label: NDArray[np.integer]
+    instance: NDArray[np.integer]
+    photo: NDArray[np.uint8] | None
+
+
+def generate(run: Path, labels: Path, out: Path, settings: Settings | None = None) -> list[Path]:
+    """Paint every label map of `labels` into `out/STEM.png`, of the label map's size; returns the files.
+
+    Args:
+        run: a trained run.
+        labels: a prepared data set, a folder of label maps, or one label map.
+        out: the folder to paint into; grids and strips go to folders of their own in it.
+        settings: section generate.
+
+    Raises `P2PHDError` for anything the run or the label maps cannot give. For k and b free per instance, see
+    `pix2pixhd_cli.painting.Painter`.
+    """
+    chosen = settings or load_settings(run=run)
+    painter = Painter(run, chosen)
+    styler, shown = _styler(painter, chosen.generate)
+    scenes = _Scenes(painter, labels, chosen.generate, styler.needs_photo())
+    if out.exists() and not out.is_dir():
+        raise P2PHDError(f"{out}: is a file; name a folder for the pictures")
+    written = []
+    with console.progress("painting", len(scenes)) as bar:
+        for scene in scenes:
+            written.append(_paint(painter, styler, scene, out, chosen.generate, shown))
+            bar.advance(bar.task_ids[0])
+    _warn(painter, styler)
+    console.info(f"painted {len(written)} pictures into {out}")
+    return written
+
+
+def _styler(painter: Painter, settings: GenerateSettings) -> tuple[Styler, list[tuple[str, ClassStyles, int]]]:
+    """What decides the codes, and the classes that `--all-codes` shows, as (name, styles, id)."""
+    clusters = None
+    if painter.run.clusters.exists():
+        clusters = FeatureClusters.load(painter.run.clusters)
+    if not painter.channels and (settings.feature_code or settings.all_codes or settings.feature_gain):
+        raise P2PHDError(f"{painter.run.folder}: was trained without an encoder, so it takes no feature codes")
+    if clusters is not None and clusters.channels != painter.channels:
+        raise P2PHDError(f"{painter.run.clusters}: not of this run; cluster again")
+    rules = parse_rules(settings.feature_code, painter.spec, clusters, painter.channels)
+    if painter.channels and clusters is None and not settings.feature_gain:
+        console.warn(
+            f"{painter.run.folder} has no styles yet: codes not chosen are zero; `p2phd encode` and `p2phd cluster` find styles"
+        )
+    shown = []
+    for text in settings.all_codes:
+        found = painter.spec.class_named(text)
+        styles = clusters.classes.get(found.id) if found is not None and clusters is not None else None
+        if found is None:
+            raise P2PHDError(f"--all-codes {text}: {unknown_class(text, painter.spec, clusters)}")
+        style_index(f"--all-codes {text}", "0", styles)
+        assert styles is not None
+        shown.append((found.name, styles, found.id))
+    styler = Styler(
+        rules,
+        clusters,
+        channels=painter.channels,
+        gain=settings.feature_gain,
+        seed=settings.seed,
+        hold=settings.hold,
+    )
+    return styler, shown
+
+
+def _paint(
+    painter: Painter,
+    styler: Styler,
+    scene: Scene,
+    out: Path,
+    settings: GenerateSettings,
+    shown: Sequence[tuple[str, ClassStyles, int]],
+) -> Path:
+    """Paint one scene, with its grid and strips if wanted."""
+    picture = _in_style(painter, styler, scene)
+    colours = images.colour_labels(scene.label, painter.spec.classes)
+    if settings.grid:
+        write_picture(out / "grids" / f"{scene.stem}.png", images.grid([[colours, picture]], ["label", "generated"]))
+    for name, styles, identity in shown:
+        if identity in painter.instances(scene.label, scene.instance).values():
+            rules = [Rule("--all-codes", identity, None, Choice("cluster", n)) for n in range(len(styles.centres))]
+            cells = [colours, *(_in_style(painter, styler, scene, [rule]) for rule in rules)]
+            titles = ["label", *(f"{name} {styles.title(n)}" for n in range(len(rules)))]
+            write_picture(out / "strips" / f"{scene.stem}-{name}.png", images.grid([cells], titles))
+    path = out / f"{scene.stem}.png"
+    write_picture(path, picture)
+    return path
+
+
+def _in_style(painter: Painter, styler: Styler, scene: Scene, extra: Sequence[Rule] = ()) -> images.Picture:
+    gates = {}
+    if painter.channels:
+        gates = styler.gates(scene.stem, painter.instances(scene.label, scene.instance), extra)
+    return painter.paint(
+        scene.label,
+        scene.instance,
+        codes={i: gate.code for i, gate in gates.items()},
+        gains={i: gate.gain for i, gate in gates.items()},
+        photo=scene.photo,
+    )
+
+
+def _warn(painter: Painter, styler: Styler) -> None:
+    """Say once what the user may not have expected."""
+    for text, stems in styler.absences.items():
+        if stems:
+            shown = (
+                f"{stems[0]}" if len(stems) == 1 else f"{len(stems)} of {styler.pictures} pictures, such as {stems[0]}"
+            )
+            console.warn(f"--feature-code {text}: nothing to apply it to in {shown}")
+    if styler.without_styles and styler.clusters is not None:
+        names = ", ".join(painter.spec.class_name(i) for i in sorted(styler.without_styles))
+        console.warn(f"no styles for {names}: painted with their mean code, or zero where there is none")
+
+
+class _Scenes:
+    """The scenes of a data set, a folder or a file, read one at a time.
+
+    Every class id is checked against the run's table; photos are read only if they are needed.
+    """
+
+    def __init__(self, painter: Painter, labels: Path, settings: GenerateSettings, with_photos: bool) -> None:
+        self.painter = painter
+        self.with_photos = with_photos
+        self.rgb = painter.spec.input == "rgb"
+        if (labels / "dataset.json").exists():
+            self._items = _from_dataset(painter, labels, settings, with_photos)
+        elif labels.exists():
+            self._items = _from_files(labels, settings)
+        else:
+            raise P2PHDError(f"{labels}: no such file or folder")
+        self._items = self._items[: settings.limit]
+        if painter.spec.has_instances and any(
+            item.get("instance") is None and "entry" not in item for item in self._items
+        ):
+            console.warn("no instance maps given: the regions of a class count as one instance; see --instance-map")
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[Scene]:
+        for item in self._items:
+            scene = self._read_entry(**item) if "entry" in item else self._read_files(**item)
+            if scene.instance.shape != scene.label.shape[:2]:
+                raise P2PHDError(f"{item.get('instance')}: is not of its label map's size")
+            if self.with_photos and scene.photo is None:
+                raise P2PHDError(
+                    f"{scene.stem}: has no photo, but a feature gain or a `photo` code needs one; see --photo"
+                )
+            if scene.photo is not None and scene.photo.shape[:2] != scene.label.shape[:2]:
+                raise P2PHDError(f"{item.get('photo')}: is not of its label map's size")
+            yield scene
+
+    def _read_entry(self, folder: Path, spec: Any, split: str, entry: Any) -> Scene:
+        example = read_example(folder, spec, split, entry)
+        photo = example.photo if self.with_photos else None
+        return Scene(entry.stem, example.label, example.instance, photo)
+
+    def _read_files(self, label: Path, instance: Path | None, photo: Path | None) -> Scene:
+        if self.rgb:
+            ids: NDArray[Any] = pictures.read_photo(label)
+        else:
+            ids = pictures.read_label_map(label)
+            _check_ids(self.painter, label, ids)
+        instances = pictures.read_instance_map(instance) if instance is not None else whole(ids)
+        wanted = photo is not None and self.with_photos
+        return Scene(_stem(label), ids, instances, pictures.read_photo(photo) if wanted and photo is not None else None)
+
+
+def _from_dataset(
+    painter: Painter, folder: Path, settings: GenerateSettings, with_photos: bool
+) -> list[dict[str, Any]]:
+    spec = read_spec(folder)
+    for field in ("input", "labels", "ignored", "classes"):
+        if getattr(spec, field) != getattr(painter.spec, field):
+            raise P2PHDError(f"{folder}: its {field} differ from those that {painter.run.folder} was trained with")
+    if settings.instance_map is not None or settings.photo is not None:
+        raise P2PHDError(
+            f"{folder}: a data set brings its own instance maps and photos; leave --instance-map and --photo out"
+        )
+    entries = spec.entries(settings.split)
+    bare = [entry.stem for entry in entries[: settings.limit] if entry.photo is None]
+    if with_photos and bare:
+        raise P2PHDError(f"{folder}: {len(bare)} examples of {settings.split!r} have no photo, the first is {bare[0]}")
+    return [{"folder": folder, "spec": spec, "split": settings.split, "entry": entry} for entry in entries]
+
+
+def _from_files(labels: Path, settings: GenerateSettings) -> list[dict[str, Any]]:
+    found = _pictures(labels)
+    # In Cityscapes' own folders label maps lie between instance maps and colour pictures.
+    official = {stem: path for stem, path in found.items() if path.stem.endswith("_gtFine_labelIds")}
+    found = official or found
+    if not found:
+        raise P2PHDError(f"{labels}: no label maps here")
+    items: list[dict[str, Any]] = [{"label": path, "instance": None, "photo": None} for path in found.values()]
+    for kind, flag, source in (
+        ("instance", "--instance-map", settings.instance_map),
+        ("photo", "--photo", settings.photo),
+    ):
+        if source is None:
+            continue
+        if not source.exists():
+            raise P2PHDError(f"{flag} {source}: no such file or folder")
+        beside = _pictures(source, prefer="_gtFine_instanceIds" if kind == "instance" else "_leftImg8bit")
+        for item in items:
+            match = source if source.is_file() and len(items) == 1 else beside.get(_stem(item["label"]))
+            if match is None:
+                raise P2PHDError(f"{flag} {source}: nothing here has the stem {_stem(item['label'])}")
+            item[kind] = match
+    return items
+
+
+def _pictures(source: Path, prefer: str = "_gtFine_labelIds") -> dict[str, Path]:
+    """Pictures by stem; of several with one stem, the one that ends as preferred."""
+    files = sorted(source.iterdir()) if source.is_dir() else [source]
+    files = [path for path in files if path.suffix.lower() in PICTURES and not path.name.startswith(".")]
+    return {_stem(path): path for path in sorted(files, key=lambda p: p.stem.endswith(prefer))}
+
+
+def _stem(path: Path) -> str:
+    stem = path.stem
+    for suffix in SUFFIXES:
+        stem = stem.removesuffix(suffix)
+    return stem
+
+
+def _check_ids(painter: Painter, path: Path, label: NDArray[np.uint16]) -> None:
+    """Refuse class ids that the run does not know."""
+    known = [c.id for c in painter.spec.classes] + list(painter.spec.ignored)
+    bad = ~np.isin(label, known)
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        what = f"id {label[row, column]} at row {row}, column {column} is no class of {painter.run.folder}"
+        raise PictureError(path, f"{what}; prepare the label map as the training data was")

@@ -57,17 +57,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(error.exit_code)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"p2phd {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=_print_version)
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and errors only.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Let TensorFlow talk.")] = False,
 ) -> None:
     """Hold what every verb shares."""
+    del version
     global VERBOSE
-    if version:
-        typer.echo(f"p2phd {__version__}")
-        raise typer.Exit
     from pix2pixhd_cli import console
 
     console.be_quiet(quiet)

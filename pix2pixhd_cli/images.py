@@ -52,7 +52,10 @@ def grid(
     """Lay pictures out in rows, with a heading per column and a name before each row; None leaves a cell empty."""
     cells = [[_enlarge(cell, scale) for cell in row] for row in rows]
     count = max(len(row) for row in cells)
-    widths = [max((cell.shape[1] for row in cells for cell in row[n : n + 1] if cell is not None), default=0) for n in range(count)]
+    widths = [
+        max((cell.shape[1] for row in cells for cell in row[n : n + 1] if cell is not None), default=0)
+        for n in range(count)
+    ]
     heights = [max((cell.shape[0] for cell in row if cell is not None), default=0) for row in cells]
     font = ImageFont.load_default(12)
     margin = GAP + int(max((font.getlength(name) for name in names), default=-GAP)) + GAP

@@ -25,7 +25,14 @@ TINY = {
     "generator": {"filters": 4, "downsamplings": 2, "blocks": 1},
     "discriminator": {"filters": 4, "layers": 2, "scales": 2},
     "encoder": {"filters": 4, "downsamplings": 2},
-    "train": {"epochs": 1, "decay_epochs": 1, "batch_size": 2, "sample_every": 100, "checkpoint_every": 2, "log_every": 1},
+    "train": {
+        "epochs": 1,
+        "decay_epochs": 1,
+        "batch_size": 2,
+        "sample_every": 100,
+        "checkpoint_every": 2,
+        "log_every": 1,
+    },
 }
 
 

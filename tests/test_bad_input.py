@@ -90,7 +90,11 @@ def empty_split(city: Path) -> None:
     [
         (size_mismatch, "000000_000019_leftImg8bit.png", "is 30x64, but its label map is 32x64"),
         (instance_size_mismatch, "000000_000019_gtFine_instanceIds.png", "is 32x60, but its label map is 32x64"),
-        (id_out_of_range, "000000_000019_gtFine_labelIds.png", "id 77 at row 2, column 3 (1 pixels in all) is in no class table"),
+        (
+            id_out_of_range,
+            "000000_000019_gtFine_labelIds.png",
+            "id 77 at row 2, column 3 (1 pixels in all) is in no class table",
+        ),
         (instance_map_as_label_map, "000000_000019_gtFine_labelIds.png", "is it an instance map?"),
         (rgb_label, "000000_000019_gtFine_labelIds.png", "is a RGB picture, not a map of class ids"),
         (jpeg_label, "000000_000019_gtFine_labelIds.png", "is a JPEG picture, which changes ids"),
@@ -123,18 +127,27 @@ def test_prepare_refuses(p2phd: Command, city: Path, tmp_path: Path, breaker: Br
         (["prepare", "{tmp}/nowhere", "{tmp}/made"], "nowhere: no such folder"),
         (["prepare", "{tmp}", "{tmp}/made"], "no folder gtFine here; is it a Cityscapes tree? See --layout"),
         (["prepare", "{tmp}", "{tmp}/made", "--layout", "pix2pixhd"], "no folder SPLIT_label or SPLIT_A"),
-        (["prepare", "{tmp}", "{tmp}/made", "--layout", "pairs"], "labels: no such folder; name it with --label-folder"),
+        (
+            ["prepare", "{tmp}", "{tmp}/made", "--layout", "pairs"],
+            "labels: no such folder; name it with --label-folder",
+        ),
         (["prepare", "{city}", "{tmp}/made", "--width", "64", "--size", "32x64"], "--width and --size"),
         (["prepare", "{city}", "{tmp}/made", "--remap", "7"], "--remap 7: write OLD=NEW"),
         (["prepare", "{city}", "{tmp}/made", "--classes", "{tmp}/no.toml"], "--classes {tmp}/no.toml: no such file"),
-        (["prepare", "{city}", "{tmp}/made", "--instances", "components", "--component-class", "ufo"], "--component-class ufo"),
+        (
+            ["prepare", "{city}", "{tmp}/made", "--instances", "components", "--component-class", "ufo"],
+            "--component-class ufo",
+        ),
         (["prepare", "{city}", "{city}"], "{city}: holds other files"),
         (["pack", "{tmp}", "{tmp}/made"], "no prepared data set here"),
         (["pack", "{dataset}", "{tmp}/made", "--split", "test"], "there is no split 'test' here; there are train, val"),
         (["pack", "{dataset}", "{city}"], "{city}: holds other files"),
         (["train", "{tmp}/nowhere", "{tmp}/made"], "nowhere: no packed data set here (pack.json is missing)"),
         (["train", "{dataset}", "{tmp}/made"], "this is a data set, `p2phd pack` it first"),
-        (["train", "{packed}", "{tmp}/made", "--split", "test"], "there is no split 'test' here; packed are train, val"),
+        (
+            ["train", "{packed}", "{tmp}/made", "--split", "test"],
+            "there is no split 'test' here; packed are train, val",
+        ),
         (["train", "{packed}", "{tmp}/made", "--generator-downsamplings", "6"], "cannot be halved 6 times"),
         (["train", "{packed}", "{tmp}/made", "--crop", "64x64"], "--crop 64x64: larger than a picture of 32x64"),
         (["train", "{packed}", "{run}"], "a run is here already; go on with --resume"),
@@ -148,20 +161,42 @@ def test_prepare_refuses(p2phd: Command, city: Path, tmp_path: Path, breaker: Br
         (["generate", "{run}", "{tmp}/empty", "{tmp}/out"], "empty: no label maps here"),
         (["generate", "{run}", "{dataset}", "{tmp}/out", "--split", "test"], "there is no split 'test' here"),
         (["generate", "{run}", "{dataset}", "{tmp}/out", "--feature-code", "dragon=1"], "there is no class 'dragon'"),
-        (["generate", "{run}", "{dataset}", "{tmp}/out", "--feature-code", "car=99"], "--feature-code car=99: there is no style '99'; there are 0"),
-        (["generate", "{run}", "{dataset}", "{tmp}/out", "--feature-code", "26000=99"], "--feature-code 26000=99: there is no style '99'"),
-        (["generate", "{run}", "{dataset}", "{tmp}/out", "--all-codes", "dragon"], "--all-codes dragon: there is no class"),
+        (
+            ["generate", "{run}", "{dataset}", "{tmp}/out", "--feature-code", "car=99"],
+            "--feature-code car=99: there is no style '99'; there are 0",
+        ),
+        (
+            ["generate", "{run}", "{dataset}", "{tmp}/out", "--feature-code", "26000=99"],
+            "--feature-code 26000=99: there is no style '99'",
+        ),
+        (
+            ["generate", "{run}", "{dataset}", "{tmp}/out", "--all-codes", "dragon"],
+            "--all-codes dragon: there is no class",
+        ),
         (["generate", "{run}", "{label}", "{tmp}/out", "--feature-code", "car=photo"], "has no photo"),
         (["generate", "{run}", "{label}", "{tmp}/out", "--feature-gain", "0.5"], "has no photo"),
-        (["generate", "{run}", "{label}", "{tmp}/out", "--instance-map", "{tmp}/no.png"], "--instance-map {tmp}/no.png: no such file"),
+        (
+            ["generate", "{run}", "{label}", "{tmp}/out", "--instance-map", "{tmp}/no.png"],
+            "--instance-map {tmp}/no.png: no such file",
+        ),
         (["generate", "{run}", "{label}", "{tmp}/out", "--instance-map", "{tmp}/empty"], "nothing here has the stem"),
-        (["generate", "{run}", "{label}", "{tmp}/out", "--instance-map", "{tmp}/small.png"], "small.png: is not of its label map's size"),
+        (
+            ["generate", "{run}", "{label}", "{tmp}/out", "--instance-map", "{tmp}/small.png"],
+            "small.png: is not of its label map's size",
+        ),
         (["generate", "{run}", "{tmp}/small.png", "{tmp}/out"], "small.png: id 99 at row 0, column 0 is no class of"),
         (["generate", "{run}", "{dataset}", "{label}"], "is a file; name a folder"),
     ],
 )
 def test_one_line_and_exit_one(
-    p2phd: Command, city: Path, dataset: Path, packed: Path, run: Path, tmp_path: Path, arguments: list[str], message: str
+    p2phd: Command,
+    city: Path,
+    dataset: Path,
+    packed: Path,
+    run: Path,
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
 ) -> None:
     (tmp_path / "empty").mkdir()
     save(tmp_path / "small.png", np.full((8, 8), 99, np.uint8))
@@ -176,7 +211,7 @@ def test_one_line_and_exit_one(
     assert sorted(tmp_path.rglob("*")) == before, "nothing half-written stays"
 
 
-def test_a_code_for_an_absent_class_is_a_warning(p2phd: Command, run: Path, dataset: Path, tmp_path: Path) -> None:
+def test_a_code_for_an_absent_class_is_a_warning(p2phd: Command, run: Path, tmp_path: Path) -> None:
     save(tmp_path / "labels" / "x.png", np.full((32, 64), 7, np.uint8))
     outcome = p2phd("generate", run, tmp_path / "labels", tmp_path / "out", "--feature-code", "car=0")
     assert outcome.code == 0
@@ -188,11 +223,14 @@ def test_a_run_without_a_model(p2phd: Command, run: Path, dataset: Path, tmp_pat
     shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "model")
     outcome = p2phd("generate", tmp_path / "run", dataset, tmp_path / "out")
-    assert outcome.code == 1 and "has no trained model yet (generator.weights.h5 is missing); train it first" in outcome.err
+    assert (
+        outcome.code == 1
+        and "has no trained model yet (generator.weights.h5 is missing); train it first" in outcome.err
+    )
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_without_an_encoder(p2phd: Command, run: Path, dataset: Path, tmp_path: Path) -> None:
+def test_a_run_without_an_encoder(p2phd: Command, run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     path = tmp_path / "run" / "settings.json"
     settings = json.loads(path.read_text())

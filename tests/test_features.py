@@ -30,14 +30,25 @@ def clusters() -> FeatureClusters:
         return ClassStyles(array, np.ones(len(array), np.int32), names, np.array([0.5, 0.25], np.float32), 0.0)
 
     return FeatureClusters(
-        {ROAD: styles([[0, 0], [1, 1]], ("asphalt", "")), CAR: styles([[2, 2], [3, 3], [4, 4]], ("", "red", "")), SKY: styles([], ())},
+        {
+            ROAD: styles([[0, 0], [1, 1]], ("asphalt", "")),
+            CAR: styles([[2, 2], [3, 3], [4, 4]], ("", "red", "")),
+            SKY: styles([], ()),
+        },
         channels=2,
     )
 
 
-def gate(clusters: FeatureClusters | None, spec: DatasetSpec, *texts: str, instance: int = 26003, class_id: int = CAR, **options: object):  # type: ignore[no-untyped-def]
+def gate(
+    clusters: FeatureClusters | None,
+    spec: DatasetSpec,
+    *texts: str,
+    instance: int = 26003,
+    class_id: int = CAR,
+    gain: float = 0.0,
+) -> tuple[float, list[float]]:
     rules = parse_rules(texts, spec, clusters, 2)
-    styler = Styler(rules, clusters, channels=2, **options)  # type: ignore[arg-type]
+    styler = Styler(rules, clusters, channels=2, gain=gain)
     found = styler.gates("stem", {instance: class_id})[instance]
     return found.gain, found.code.tolist()
 
@@ -62,7 +73,9 @@ def test_the_grammar(clusters: FeatureClusters, spec: DatasetSpec, texts: list[s
     assert gate(clusters, spec, *texts) == expected
 
 
-def test_an_integer_is_a_class_if_there_is_one_and_else_an_instance(clusters: FeatureClusters, spec: DatasetSpec) -> None:
+def test_an_integer_is_a_class_if_there_is_one_and_else_an_instance(
+    clusters: FeatureClusters, spec: DatasetSpec
+) -> None:
     rules = parse_rules(["7=0", "7000=0", "instance:7=0"], spec, clusters, 2)
     assert [(rule.class_id, rule.instance) for rule in rules] == [(7, None), (None, 7000), (None, 7)]
     assert rules[2].matches(7, CAR) and not rules[2].matches(8, ROAD)
@@ -93,10 +106,10 @@ def test_the_gain_goes_with_the_chosen_code(clusters: FeatureClusters, spec: Dat
     assert gate(clusters, spec, "car=red", gain=0.5) == (0.5, [3, 3])
 
 
-def test_random_draws_depend_on_seed_picture_and_instance_alone(clusters: FeatureClusters, spec: DatasetSpec) -> None:
+def test_random_draws_depend_on_seed_picture_and_instance_alone(clusters: FeatureClusters) -> None:
     def draw(seed: int, stem: str, instance: int, hold: bool = False) -> list[float]:
         styler = Styler([], clusters, channels=2, seed=seed, hold=hold)
-        others = {n: CAR for n in range(5)}
+        others = dict.fromkeys(range(5), CAR)
         return styler.gates(stem, {**others, instance: CAR})[instance].code.tolist()
 
     assert draw(0, "a", 9) == draw(0, "a", 9)
@@ -191,7 +204,14 @@ def test_names_follow_the_nearest_centre(clusters: FeatureClusters, spec: Datase
 
     named = clusters.rename(["car:0=white"], spec)
     assert moved(0.1, [2, 1, 0]).inherit_names(named).classes[CAR].names == ("", "red", "white")
-    few = FeatureClusters({CAR: ClassStyles(np.array([[2.1, 2.1]], np.float32), np.ones(1, np.int32), ("",), np.zeros(2, np.float32), 0.0)}, 2)
+    few = FeatureClusters(
+        {
+            CAR: ClassStyles(
+                np.array([[2.1, 2.1]], np.float32), np.ones(1, np.int32), ("",), np.zeros(2, np.float32), 0.0
+            )
+        },
+        2,
+    )
     assert few.inherit_names(named).classes[CAR].names == ("white",), "two names, one centre: the nearer"
 
 
@@ -217,7 +237,9 @@ def test_a_name_can_be_taken_away(clusters: FeatureClusters, spec: DatasetSpec) 
 
 
 def test_rule_without_clusters_needs_none_for_words_and_vectors(spec: DatasetSpec) -> None:
-    assert parse_rules(["car=photo"], spec, None, 2)[0] == Rule("car=photo", CAR, None, parse_rules(["car=photo"], spec, None, 2)[0].choice)
+    assert parse_rules(["car=photo"], spec, None, 2)[0] == Rule(
+        "car=photo", CAR, None, parse_rules(["car=photo"], spec, None, 2)[0].choice
+    )
     with pytest.raises(P2PHDError, match="the run has no styles yet"):
         parse_rules(["car=1"], spec, None, 2)
 
@@ -227,5 +249,8 @@ def test_pooling_uses_the_photo_alone(run: Path, packed: Path) -> None:
     painter, example = Painter(run), PackedSplit(packed, "train").example(0)
     assert example.photo is not None
     photo = example.photo[None].astype(np.float32) / 127.5 - 1
-    maps = [painter.model.encode(Batch(label[None], example.instance[None], photo)) for label in (example.label, example.label * 0)]
+    maps = [
+        painter.model.encode(Batch(label[None], example.instance[None], photo))
+        for label in (example.label, example.label * 0)
+    ]
     np.testing.assert_array_equal(*maps)

@@ -31,10 +31,15 @@ def test_a_data_set(p2phd: Command, run: Path, dataset: Path, tmp_path: Path) ->
     assert all(picture.shape == (32, 64, 3) for picture in painted(tmp_path / "out").values())
 
 
-def test_folders_and_files_give_the_same_pictures(p2phd: Command, run: Path, dataset: Path, city: Path, tmp_path: Path) -> None:
+def test_folders_and_files_give_the_same_pictures(
+    p2phd: Command, run: Path, dataset: Path, city: Path, tmp_path: Path
+) -> None:
     p2phd("generate", run, dataset, tmp_path / "a", "--seed", 5)
     maps = dataset / "val"
-    assert p2phd("generate", run, maps / "label", tmp_path / "b", "--instance-map", maps / "instance", "--seed", 5).code == 0
+    assert (
+        p2phd("generate", run, maps / "label", tmp_path / "b", "--instance-map", maps / "instance", "--seed", 5).code
+        == 0
+    )
     assert same(painted(tmp_path / "a"), painted(tmp_path / "b"))
     official = city / "gtFine/val/toyville"
     assert p2phd("generate", run, official, tmp_path / "c", "--instance-map", official, "--seed", 5).code == 0
@@ -68,7 +73,9 @@ def test_grids_and_strips_go_to_folders_of_their_own(p2phd: Command, run: Path, 
     p2phd("generate", run, dataset, out, "--limit", 2, "--grid", "--all-codes", "road", "--all-codes", "car")
     assert sorted(p.name for p in out.iterdir()) == ["grids", "strips", *(f"{stem}.png" for stem in STEMS[:2])]
     assert sorted(p.name for p in (out / "grids").iterdir()) == [f"{stem}.png" for stem in STEMS[:2]]
-    assert sorted(p.name for p in (out / "strips").iterdir()) == [f"{s}-{c}.png" for s in STEMS[:2] for c in ("car", "road")]
+    assert sorted(p.name for p in (out / "strips").iterdir()) == [
+        f"{s}-{c}.png" for s in STEMS[:2] for c in ("car", "road")
+    ]
     styles = len(FeatureClusters.load(run / "clusters.npz").classes[7].centres)
     assert read(out / "strips" / f"{STEMS[0]}-road.png").shape[1] >= (styles + 1) * 64
 
@@ -92,14 +99,22 @@ def test_padding_does_not_reach_into_a_picture_that_fits(run: Path, dataset: Pat
     np.testing.assert_array_equal(whole, np.rint((direct[0].numpy().astype(np.float64) + 1) * 127.5).astype(np.uint8))
 
 
-def test_without_clusters_the_code_is_zero_with_one_warning(p2phd: Command, run: Path, dataset: Path, tmp_path: Path) -> None:
+def test_without_clusters_the_code_is_zero_with_one_warning(
+    p2phd: Command, run: Path, dataset: Path, tmp_path: Path
+) -> None:
     bare = tmp_path / "run"
     shutil.copytree(run, bare)
     (bare / "clusters.npz").unlink()
     outcome = p2phd("generate", bare, dataset, tmp_path / "out")
     assert outcome.code == 0 and outcome.err.count("warning:") == 1 and "no styles yet" in outcome.err
     zero = tmp_path / "zero"
-    p2phd("generate", bare, dataset, zero, *(f"--feature-code={c}=0,0,0" for c in ("road", "sidewalk", "building", "sky", "car")))
+    p2phd(
+        "generate",
+        bare,
+        dataset,
+        zero,
+        *(f"--feature-code={c}=0,0,0" for c in ("road", "sidewalk", "building", "sky", "car")),
+    )
     assert same(painted(tmp_path / "out"), painted(zero))
 
 
@@ -163,7 +178,9 @@ def test_clustering_again_keeps_settings_and_names(p2phd: Command, run: Path, tm
     assert (copy / "clusters.npz").read_bytes() == first, "deterministic"
 
 
-def test_clusters_without_the_packed_data_have_no_picture_but_a_warning(p2phd: Command, run: Path, tmp_path: Path) -> None:
+def test_clusters_without_the_packed_data_have_no_picture_but_a_warning(
+    p2phd: Command, run: Path, tmp_path: Path
+) -> None:
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     (copy / "clusters.png").unlink()

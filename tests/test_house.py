@@ -73,7 +73,9 @@ def test_lean_modules_import_nothing_heavy(name: str) -> None:
     assert not found & HEAVY
 
 
-@pytest.mark.parametrize("verb", [[], *([verb] for verb in ("prepare", "pack", "train", "encode", "cluster", "generate"))])
+@pytest.mark.parametrize(
+    "verb", [[], *([verb] for verb in ("prepare", "pack", "train", "encode", "cluster", "generate"))]
+)
 def test_help_loads_nothing_heavy(verb: list[str]) -> None:
     code = (
         "import sys; from pix2pixhd_cli.cli import main\n"
@@ -87,7 +89,9 @@ def test_help_loads_nothing_heavy(verb: list[str]) -> None:
 
 def test_only_the_console_prints() -> None:
     for path in MODULES:
-        names = [node.id for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Name)]
+        names = [
+            node.id for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Name)
+        ]
         assert "print" not in names, path
 
 
@@ -98,7 +102,9 @@ def test_there_is_no_junk_drawer() -> None:
 def test_the_file_map_names_every_file_with_a_phrase() -> None:
     block = README.split("<!-- file map -->")[1]
     mapped = dict(re.findall(r"^- `([^`]+)`: (.+)$", block, re.MULTILINE))
-    files = {str(path.relative_to(ROOT)) for path in MODULES if path.stem != "__init__" or path.read_text().count("\n") > 5}
+    files = {
+        str(path.relative_to(ROOT)) for path in MODULES if path.stem != "__init__" or path.read_text().count("\n") > 5
+    }
     files |= {str(path.relative_to(ROOT)) for path in (ROOT / "examples").iterdir() if path.is_file()}
     assert set(mapped) == files
     assert all(len(phrase.split()) > 2 for phrase in mapped.values())
@@ -117,7 +123,7 @@ def test_every_section_has_a_docstring_and_every_field_a_description() -> None:
     for section in Settings.model_fields.values():
         model = section.annotation
         assert model is not None and model.__doc__
-        for field in model.model_fields.values():  # type: ignore[attr-defined]
+        for field in model.model_fields.values():
             assert field.description and field.description.endswith(".")
 
 

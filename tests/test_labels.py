@@ -20,7 +20,9 @@ def test_cityscapes_table() -> None:
 
 def test_class_tables(tmp_path: Path) -> None:
     toml, csv = tmp_path / "t.toml", tmp_path / "t.csv"
-    toml.write_text('[[classes]]\nid = 1\nname = "car"\ncolor = [1, 2, 255]\nthing = true\n[[classes]]\nid = 0\nname = "sky"\n')
+    toml.write_text(
+        '[[classes]]\nid = 1\nname = "car"\ncolor = [1, 2, 255]\nthing = true\n[[classes]]\nid = 0\nname = "sky"\n'
+    )
     csv.write_text("id,name,color,thing\n1,car,#0102ff,yes\n0,sky,#000000,\n")
     assert labels.read_class_table(toml) == labels.read_class_table(csv)
     csv.write_text("id,name,r,g,b\n1,car,1,2,255\n")
@@ -67,7 +69,9 @@ def test_unknown_colours_are_counted_and_placed() -> None:
     picture = np.full((2, 3, 3), (128, 64, 128), np.uint8)
     picture[0, 2] = picture[1, 1] = (1, 2, 3)
     picture[1, 2] = (9, 9, 9)
-    with pytest.raises(labels.UnknownColours, match=r"3 pixels .*#010203 \(2 pixels\), #090909 \(1 pixels\); first at row 0, column 2"):
+    with pytest.raises(
+        labels.UnknownColours, match=r"3 pixels .*#010203 \(2 pixels\), #090909 \(1 pixels\); first at row 0, column 2"
+    ):
         labels.ids_from_colours(picture, labels.CITYSCAPES)
 
 

@@ -105,10 +105,16 @@ def test_losses_by_hand() -> None:
     fake, real = ([[rng.normal(size=(2, 3, 3, 4)) for _ in range(5)] for _ in range(2)] for _ in range(2))
     mse = sum(((scale[-1] - 1) ** 2).mean() for scale in fake)
     assert float(adversarial_loss(fake, 1.0)) == pytest.approx(mse)
-    matching = sum(np.abs(f - r).mean() for fs, rs in zip(fake, real, strict=True) for f, r in zip(fs[:4], rs[:4], strict=True))
+    matching = sum(
+        np.abs(f - r).mean() for fs, rs in zip(fake, real, strict=True) for f, r in zip(fs[:4], rs[:4], strict=True)
+    )
     assert float(feature_matching_loss(fake, real)) == pytest.approx(matching * (4 / 4) / 2)
     shallow_fake, shallow_real = ([scale[:3] for scale in maps] for maps in (fake, real))
-    matching = sum(np.abs(f - r).mean() for fs, rs in zip(shallow_fake, shallow_real, strict=True) for f, r in zip(fs[:2], rs[:2], strict=True))
+    matching = sum(
+        np.abs(f - r).mean()
+        for fs, rs in zip(shallow_fake, shallow_real, strict=True)
+        for f, r in zip(fs[:2], rs[:2], strict=True)
+    )
     assert float(feature_matching_loss(shallow_fake, shallow_real)) == pytest.approx(matching * (4 / 2) / 2)
     assert float(reconstruction_loss(fake[0][0], real[0][0])) == pytest.approx(np.abs(fake[0][0] - real[0][0]).mean())
 

@@ -17,7 +17,7 @@ from tests.conftest import read, save
 
 def prepared(source: Path, **options: object) -> tuple[Path, DatasetSpec]:
     dataset = source.with_name("made")
-    return dataset, prepare(source, dataset, Settings(prepare=options))  # type: ignore[arg-type]
+    return dataset, prepare(source, dataset, Settings(prepare=options))
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_sizes(city: Path, tmp_path: Path, options: dict[str, object], size: tup
 
 
 def test_rounding_is_said_aloud(city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    prepare(city, tmp_path / "made", Settings(prepare={"width": 100, "limit": 1}))  # type: ignore[arg-type]
+    prepare(city, tmp_path / "made", Settings(prepare={"width": 100, "limit": 1}))
     assert "2 pictures 32x64 -> 64x96 (asked: 50x100; sides go to multiples of 32)" in capsys.readouterr().out
 
 

@@ -15,7 +15,7 @@ from tests.conftest import Command
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "some.toml"
-    path.write_text('[train]\nepochs = 11\nseed = 12\nbatch_size = 13\n[generator]\nfilters = 14\n')
+    path.write_text("[train]\nepochs = 11\nseed = 12\nbatch_size = 13\n[generator]\nfilters = 14\n")
     return path
 
 
@@ -45,7 +45,7 @@ def test_all_are_merged_key_by_key(file: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_settings_of_a_run_lie_below_files_and_above_defaults(tmp_path: Path, file: Path) -> None:
-    kept = Settings(train={"epochs": 5, "learning_rate": 0.5}, generator={"filters": 14})  # type: ignore[arg-type]
+    kept = Settings(train={"epochs": 5, "learning_rate": 0.5}, generator={"filters": 14})
     (tmp_path / "settings.json").write_text(save_settings(kept))
     settings = load_settings(config=file, run=tmp_path)
     assert (settings.train.epochs, settings.train.learning_rate, settings.train.beta1) == (11, 0.5, 0.5)
@@ -94,13 +94,15 @@ def test_bad_files_are_refused_by_name(file: Path, text: str, message: str) -> N
         ("P2PHD_TRIAN__EPOCHS", "3", "P2PHD_TRIAN__EPOCHS: there is no section 'trian'"),
     ],
 )
-def test_bad_variables_are_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str) -> None:
+def test_bad_variables_are_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
+) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError, match=message):
         load_settings()
 
 
-def test_settings_exit_with_two(p2phd: Command, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_exit_with_two(p2phd: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("P2PHD_TRAIN__EPOCHS", "many")
     outcome = p2phd("config", "show")
     assert outcome.code == 2
@@ -116,7 +118,11 @@ def test_config_show_names_the_source_of_each_value(
     p2phd: Command, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("P2PHD_TRAIN__SEED", "22")
-    rows = {line.split("│")[1].strip(): line for line in p2phd("config", "show", "--config", file).out.splitlines() if "│" in line}
+    rows = {
+        line.split("│")[1].strip(): line
+        for line in p2phd("config", "show", "--config", file).out.splitlines()
+        if "│" in line
+    }
     assert "P2PHD_TRAIN__SEED" in rows["train.seed"] and " 22 " in rows["train.seed"]
     assert "some.toml" in rows["train.epochs"] and " 11 " in rows["train.epochs"]
     assert "default" in rows["train.beta1"]

@@ -21,9 +21,9 @@ def weights(run: Path) -> dict[str, np.ndarray]:
     for path in sorted((run / "model").iterdir()):
         with h5py.File(path) as file:
             file.visititems(
-                lambda name, item, path=path: found.update({f"{path.name}/{name}": item[()]})
-                if isinstance(item, h5py.Dataset)
-                else None
+                lambda name, item, path=path: (
+                    found.update({f"{path.name}/{name}": item[()]}) if isinstance(item, h5py.Dataset) else None
+                )
             )
     return found
 
@@ -64,7 +64,9 @@ def test_what_a_run_holds(run: Path) -> None:
     assert load_settings(run=run).encoder.enabled is True
 
 
-def test_a_resumed_run_is_bit_identical(packed: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_is_bit_identical(
+    packed: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stopped, steps = tmp_path / "run", []
     original = Trainer.step
 
@@ -153,7 +155,7 @@ def test_rgb_to_rgb_trains(tmp_path: Path) -> None:
     for side in "AB":
         for n in range(2):
             save(tmp_path / f"src/train_{side}/{n}.png", np.full((32, 32, 3), 60 * n + ord(side), np.uint8))
-    prepare(tmp_path / "src", tmp_path / "ds", Settings(prepare={"layout": "pix2pixhd"}))  # type: ignore[arg-type]
+    prepare(tmp_path / "src", tmp_path / "ds", Settings(prepare={"layout": "pix2pixhd"}))
     pack(tmp_path / "ds", tmp_path / "packed")
     train(tmp_path / "packed", tmp_path / "run", tiny_settings())
     painted = generate(tmp_path / "run", tmp_path / "src" / "train_A", tmp_path / "out")

@@ -130,6 +130,10 @@ def train(
     run: Annotated[Path, typer.Argument(help="Folder to make.", metavar="RUN", show_default=False)],
     settings: Settings,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from RUN's last checkpoint.")] = False,
+    init_from: Annotated[
+        Path | None,
+        typer.Option("--init-from", metavar="RUN", help="Start from this run: a global one for a local enhancer, or its like."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print networks, sizes, steps, memory and time, and stop.")
     ] = False,
@@ -141,7 +145,7 @@ def train(
     _start_engine()
     from pix2pixhd_cli.pipeline.train import train
 
-    train(packed, run, settings, resume=resume, dry_run=dry_run)
+    train(packed, run, settings, init_from=init_from, resume=resume, dry_run=dry_run)
 
 
 @app.command(rich_help_panel="From photos to pictures")
@@ -201,6 +205,33 @@ def generate(
     from pix2pixhd_cli.pipeline.generate import generate
 
     generate(run, label_maps, out, settings)
+
+
+@app.command("import", rich_help_panel="Between codes")
+def import_(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(help="Folder with the reference's latest_net_G.pth.", metavar="CHECKPOINT_DIR", show_default=False),
+    ],
+    run: Annotated[Path, typer.Argument(help="Run to make.", metavar="RUN", show_default=False)],
+    epoch: Annotated[str, typer.Option(help="Which files: EPOCH_net_G.pth.")] = "latest",
+    labels: Annotated[int | None, typer.Option(min=0, help="One-hot channels, where nothing tells; 0 for RGB.")] = None,
+    boundary: Annotated[
+        bool | None, typer.Option("--boundary/--no-boundary", help="Whether the networks saw boundary maps.")
+    ] = None,
+    classes: Annotated[Path | None, typer.Option(help="Class table for the run, TOML or CSV.")] = None,
+    ignore_id: Annotated[list[int] | None, typer.Option(help="Label id without meaning (255). Repeatable.")] = None,
+) -> None:
+    """Turn a checkpoint of the PyTorch code into a run.
+
+    p2phd import checkpoints/label2city run
+    """
+    _start_engine()
+    from pix2pixhd_cli.pipeline.import_ import import_checkpoint
+
+    import_checkpoint(
+        checkpoint, run, epoch=epoch, labels=labels, boundary=boundary, classes=classes, ignore_id=ignore_id or (255,)
+    )
 
 
 @config_app.command("show")

@@ -1,6 +1,6 @@
 """The run directory: settings, metrics, checkpoints, samples, and the model that later verbs load.
 
-run/   settings.json  dataset.json  packed.json  metrics.jsonl  checkpoints/step-00001000/  model/  samples/
+run/   settings.json  dataset.json  sources.json  metrics.jsonl  checkpoints/step-00001000/  model/  samples/
 """
 
 import json
@@ -8,13 +8,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from pix2pixhd_cli.data.dataset import DatasetSpec, parse_spec
 from pix2pixhd_cli.data.pictures import write_text
 from pix2pixhd_cli.errors import P2PHDError
-from pix2pixhd_cli.model.build import build_model
+from pix2pixhd_cli.model.build import Optimizers, build_model
 from pix2pixhd_cli.model.pix2pixhd import Pix2PixHD
 from pix2pixhd_cli.settings import Settings, save_settings
 
@@ -29,11 +28,16 @@ class Run:
         self.features = folder / "features.npz"
         self.clusters = folder / "clusters.npz"
 
-    def create(self, settings: Settings, spec: DatasetSpec, packed: Path) -> None:
-        """Write what a run starts with; `settings.json`, which makes it a run, comes last."""
+    def create(self, settings: Settings, spec: DatasetSpec, packed: Path | None, **sources: object) -> None:
+        """Write what a run starts with; `settings.json`, which makes it a run, comes last.
+
+        `sources` are recorded beside the packed data: what the networks started from, and which file the perceptual loss used.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / "dataset.json", spec.model_dump_json(indent=1) + "\n")
-        write_text(self.folder / "packed.json", json.dumps({"packed": str(packed.resolve())}) + "\n")
+        sources = {"packed": packed, **sources}
+        named = {name: str(source.resolve()) if isinstance(source, Path) else source for name, source in sources.items()}
+        write_text(self.folder / "sources.json", json.dumps(named, indent=1) + "\n")
         self.save_settings(settings)
 
     def save_settings(self, settings: Settings) -> None:
@@ -54,11 +58,23 @@ class Run:
 
     def packed(self) -> Path:
         """Where the packed data lay when training began."""
-        path = self.folder / "packed.json"
+        path = self.source("packed")
+        if not path:
+            raise P2PHDError(f"{self.folder}: does not know its packed data set; name it after RUN")
+        return Path(path)
+
+    def init_from(self) -> Path | None:
+        """The run that this one's networks started from, if any."""
+        path = self.source("init_from")
+        return Path(path) if path else None
+
+    def source(self, name: str) -> Any:
+        """What the run recorded of one of its sources, or None."""
+        path = self.folder / "sources.json"
         try:
-            return Path(json.loads(path.read_text(encoding="utf-8"))["packed"])
-        except (OSError, ValueError, KeyError):
-            raise P2PHDError(f"{path}: missing or damaged; name the packed data set yourself") from None
+            return json.loads(path.read_text(encoding="utf-8")).get(name)
+        except (OSError, ValueError, AttributeError):
+            raise P2PHDError(f"{path}: missing or damaged") from None
 
     def load_model(self, settings: Settings) -> Pix2PixHD:
         """Generator and encoder with their trained weights."""
@@ -122,6 +138,17 @@ class Run:
                 ) from None
         return step
 
+    def restore_networks(self, model: Pix2PixHD) -> None:
+        """Restore the networks alone from the newest checkpoint; one that it does not hold keeps its weights."""
+        if not self.checkpoints():
+            raise P2PHDError(f"{self.folder}: has no checkpoint to start from; train it first")
+        folder = self.checkpoints()[-1]
+        try:
+            state = tf.train.Checkpoint(**model.networks)
+            state.read(str(folder / "state")).expect_partial().assert_nontrivial_match()
+        except (AssertionError, tf.errors.OpError, ValueError) as error:
+            raise P2PHDError(f"{folder}: damaged, or not of its settings ({str(error).splitlines()[0]})") from None
+
     def start_metrics(self, step: int) -> None:
         """Drop what was logged after `step`, so that a resumed run logs every step once."""
         if not self.metrics.exists():
@@ -139,10 +166,10 @@ class Run:
         return self.folder / "samples" / f"step-{step:08d}.png"
 
 
-def checkpoint_state(model: Pix2PixHD, optimizers: tuple[keras.Optimizer, keras.Optimizer]) -> tf.train.Checkpoint:
+def checkpoint_state(model: Pix2PixHD, optimizers: Optimizers) -> tf.train.Checkpoint:
     """Everything that a training needs to go on exactly."""
-    generator, discriminator = optimizers
-    return tf.train.Checkpoint(**model.networks, generator_optimizer=generator, discriminator_optimizer=discriminator)
+    named = {f"{name}_optimizer": optimizer for name, optimizer in optimizers._asdict().items() if optimizer is not None}
+    return tf.train.Checkpoint(**model.networks, **named)
 
 
 def _step(line: str) -> float:

@@ -108,9 +108,17 @@ class PackSettings(Section):
 class GeneratorSettings(Section):
     """The picture-making network (paper, section 3.2)."""
 
-    filters: int = Field(64, ge=1, description="Filters of the first layer at full resolution.")
-    downsamplings: int = Field(4, ge=1, description="Times the resolution is halved; sides must divide by 2 to this.")
+    kind: Literal["global", "local"] = Field(
+        "global", description="The global generator alone, or local enhancers around it, for twice its resolution."
+    )
+    filters: int = Field(
+        64, ge=1, description="Filters at full resolution; the paper's local enhancer has 32, and so 64 in the global generator."
+    )
+    boundary: bool = Field(True, description="Show the networks the boundary map beside the classes.")
+    downsamplings: int = Field(4, ge=1, description="Times the global generator halves the resolution.")
     blocks: int = Field(9, ge=0, description="Residual blocks at the lowest resolution.")
+    enhancers: int = Field(1, ge=1, description="Local enhancers, each doubling the resolution (kind local).")
+    local_blocks: int = Field(3, ge=0, description="Residual blocks of each local enhancer (kind local).")
 
 
 class DiscriminatorSettings(Section):
@@ -130,12 +138,22 @@ class EncoderSettings(Section):
     filters: int = Field(16, ge=1, description="Filters of the first layer.")
     downsamplings: int = Field(4, ge=1, description="Times the resolution is halved.")
     channels: int = Field(3, ge=1, description="Numbers in a feature code.")
+    frozen: bool = Field(
+        False,
+        description="Keep the encoder as it came from a global run, at that run's resolution (--init-from sets it).",
+    )
 
 
 class LossSettings(Section):
-    """Weights of the generator's losses; 0 switches one off."""
+    """The losses, and the weights of the generator's; 0 switches one off."""
 
+    gan: Literal["lsgan", "vanilla"] = Field("lsgan", description="Least squares, or the vanilla loss on a sigmoid.")
     feature_matching: float = Field(10.0, ge=0, description="Weight of the feature matching loss (paper, equation 4).")
+    perceptual: float | None = Field(
+        None,
+        ge=0,
+        description="Weight of the perceptual loss, 10 in the paper; by default that if there are weights for it, else off.",
+    )
     reconstruction: float = Field(
         0.0, ge=0, description="Weight of the L1 distance to the photo. Not in the paper; helps small data."
     )
@@ -146,6 +164,9 @@ class TrainSettings(Section):
 
     epochs: int = Field(100, ge=1, description="Epochs at the full learning rate.")
     decay_epochs: int = Field(100, ge=0, description="Epochs after those, over which the learning rate falls linearly.")
+    fixed_global_epochs: int = Field(
+        0, ge=0, description="Of those, first train the outermost local enhancer alone for so many epochs."
+    )
     batch_size: int = Field(1, ge=1, description="Examples per step.")
     learning_rate: float = Field(2e-4, gt=0, description="Adam's learning rate.")
     beta1: float = Field(0.5, ge=0, lt=1, description="Adam's first moment decay.")
@@ -153,6 +174,10 @@ class TrainSettings(Section):
     split: str = Field("train", description="Split to train on.")
     flip: bool = Field(True, description="Mirror half of the examples, chosen anew each epoch.")
     crop: SizeText | None = Field(None, description="Train on random crops of HEIGHTxWIDTH.")
+    perceptual_weights: str | None = Field(
+        None,
+        description="VGG for the perceptual loss: imagenet (Keras' download), a Keras .h5, a torchvision .pth, or an .npz.",
+    )
     log_every: int = Field(50, ge=1, description="Steps between lines in metrics.jsonl.")
     sample_every: int = Field(1000, ge=1, description="Steps between sample pictures.")
     checkpoint_every: int = Field(1000, ge=1, description="Steps between checkpoints.")

@@ -96,7 +96,13 @@ class Trainer:
         self.schedule = Schedule(settings.train, len(split))
         self.optimizers = build_optimizers(settings, model)
         self.state = checkpoint_state(model, self.optimizers)
-        self._step = tf.function(lambda batch: model.train_step(batch, *self.optimizers), reduce_retracing=True)
+        generator, discriminator, outermost = self.optimizers
+
+        def train_step(batch: Batch, fixed_global: bool) -> Losses:
+            optimizer = outermost if fixed_global else generator
+            return model.train_step(batch, optimizer, discriminator, fixed_global=fixed_global)
+
+        self._step = tf.function(train_step, reduce_retracing=True)
         self._reconstruct = tf.function(model.reconstruct, reduce_retracing=True)
 
     def batches(self, start: int) -> Iterator[tuple[int, int, Batch]]:
@@ -117,9 +123,9 @@ class Trainer:
             for step, batch in enumerate(batches, start=first + 1):
                 yield step, epoch, Batch(*batch)
 
-    def step(self, batch: Batch) -> dict[str, float]:
-        """Train on one batch and return its losses by name."""
-        losses: Losses = self._step(batch)
+    def step(self, batch: Batch, epoch: int) -> dict[str, float]:
+        """Train on one batch, as the epoch's phase has it, and return its losses by name."""
+        losses: Losses = self._step(batch, fixed_global=epoch <= self.settings.train.fixed_global_epochs)
         return {name: float(value) for name, value in losses._asdict().items()}
 
     def fit(self, run: Run, start: int) -> None:
@@ -137,9 +143,9 @@ class Trainer:
             for step, epoch, batch in self.batches(start):
                 began = time.perf_counter()
                 rate = learning_rate(chosen, epoch)
-                for optimizer in self.optimizers:
+                for optimizer in filter(None, self.optimizers):
                     optimizer.learning_rate.assign(rate)
-                losses = self.step(batch)
+                losses = self.step(batch, epoch)
                 display.update(step, epoch, losses, len(batch.photo))
                 if step % chosen.log_every == 0 or step in (1, self.schedule.steps):
                     seconds = round(time.perf_counter() - began, 4)
@@ -184,9 +190,9 @@ class Trainer:
         """Median seconds per step over a few real ones, after one for the graph. Changes the weights."""
         seconds: list[float] = []
         while len(seconds) <= steps:
-            for _, _, batch in self.batches(0):
+            for _, epoch, batch in self.batches(0):
                 began = time.perf_counter()
-                self.step(batch)
+                self.step(batch, epoch)
                 seconds.append(time.perf_counter() - began)
                 if len(seconds) > steps:
                     break

@@ -26,7 +26,7 @@ def test_help_shows_every_field_of_a_verbs_sections(p2phd: Command, verb: str) -
     wanted = {flag_name(s, f, own=s == verb) for s, f, _ in fields() if s in SECTIONS[verb]}
     assert wanted <= shown
     extra = {flag for flag in shown - wanted if not flag.startswith("--no-")}
-    assert extra <= {"--config", "--help", "--resume", "--dry-run", "--name"}
+    assert extra <= {"--config", "--help", "--resume", "--dry-run", "--init-from", "--name"}
     for section in SECTIONS[verb]:
         assert f"{section.capitalize()} (environment: P2PHD_{section.upper()}__" in outcome.out
 

@@ -130,7 +130,7 @@ def test_a_step_moves_every_network_and_only_by_its_own_loss() -> None:
     model = build_model(settings, labels=4, ignored=(), training=True)
     optimizers = build_optimizers(settings, model)
     before = {name: [w.numpy() for w in network.weights] for name, network in model.networks.items()}
-    losses = model.train_step(batch(), *optimizers)
+    losses = model.train_step(batch(), optimizers.generator, optimizers.discriminator)
     assert float(losses.g_feat) == 0 and float(losses.g_rec) > 0
     for name, network in model.networks.items():
         kernels = [(old, new) for old, new in zip(before[name], network.weights, strict=True) if old.ndim == 4]

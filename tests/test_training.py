@@ -70,11 +70,11 @@ def test_a_resumed_run_is_bit_identical(
     stopped, steps = tmp_path / "run", []
     original = Trainer.step
 
-    def stop_after_three(self: Trainer, batch: object) -> dict[str, float]:
+    def stop_after_three(self: Trainer, batch: object, epoch: int) -> dict[str, float]:
         steps.append(1)
         if len(steps) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, batch)  # type: ignore[arg-type]
+        return original(self, batch, epoch)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Trainer, "step", stop_after_three)
     with pytest.raises(Interrupted, match=r"saved at step 3 of 6; go on with `p2phd train .* --resume`") as caught:
@@ -93,11 +93,11 @@ def test_a_run_that_died_without_saving_goes_on_from_its_last_checkpoint(
 
     died, original, steps = tmp_path / "run", Trainer.step, []
 
-    def die(self: Trainer, batch: object) -> dict[str, float]:
+    def die(self: Trainer, batch: object, epoch: int) -> dict[str, float]:
         steps.append(1)
         if len(steps) in (2, 7):
             raise Death
-        return original(self, batch)  # type: ignore[arg-type]
+        return original(self, batch, epoch)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Trainer, "step", die)
     with pytest.raises(Death):

@@ -1,20 +1,25 @@
 """The only translator from settings to networks."""
 
+from typing import NamedTuple
+
+import keras
+
 from pix2pixhd_cli.model.discriminators import MultiscaleDiscriminator
 from pix2pixhd_cli.model.encoder import InstanceEncoder
-from pix2pixhd_cli.model.generators import GlobalGenerator
+from pix2pixhd_cli.model.generators import GlobalGenerator, LocalEnhancer
 from pix2pixhd_cli.model.optimizers import Adam
+from pix2pixhd_cli.model.perceptual import Vgg
 from pix2pixhd_cli.model.pix2pixhd import Pix2PixHD
-from pix2pixhd_cli.settings import Settings
+from pix2pixhd_cli.settings import GeneratorSettings, Settings
 
 
-def build_model(settings: Settings, *, labels: int, ignored: tuple[int, ...], training: bool) -> Pix2PixHD:
+def build_model(
+    settings: Settings, *, labels: int, ignored: tuple[int, ...], training: bool, vgg: Vgg | None = None
+) -> Pix2PixHD:
     """Build the networks that `settings` describe, with fresh weights; the discriminator only for training."""
-    generator, discriminator, encoder = settings.generator, settings.discriminator, settings.encoder
+    discriminator, encoder = settings.discriminator, settings.encoder
     return Pix2PixHD(
-        generator=GlobalGenerator(
-            filters=generator.filters, downsamplings=generator.downsamplings, blocks=generator.blocks
-        ),
+        generator=_build_generator(settings.generator),
         encoder=InstanceEncoder(filters=encoder.filters, downsamplings=encoder.downsamplings, channels=encoder.channels)
         if encoder.enabled
         else None,
@@ -25,21 +30,58 @@ def build_model(settings: Settings, *, labels: int, ignored: tuple[int, ...], tr
         else None,
         labels=labels,
         ignored=ignored,
+        boundary=settings.generator.boundary,
+        encoder_frozen=encoder.frozen,
+        gan=settings.loss.gan,
         feature_matching=settings.loss.feature_matching,
+        vgg=vgg,
+        perceptual=settings.loss.perceptual or 0.0,
         reconstruction=settings.loss.reconstruction,
     )
 
 
-def build_optimizers(settings: Settings, model: Pix2PixHD) -> tuple[Adam, Adam]:
-    """Adam for G with E and Adam for D, with their slots made, so that a checkpoint restores them."""
-    generator = Adam(settings.train.learning_rate, settings.train.beta1)
-    discriminator = Adam(settings.train.learning_rate, settings.train.beta1)
-    generator.build(model.generator_variables)
-    discriminator.build(model.discriminator_variables)
-    return generator, discriminator
+def _build_generator(generator: GeneratorSettings) -> GlobalGenerator | LocalEnhancer:
+    if generator.kind == "global":
+        return GlobalGenerator(
+            filters=generator.filters, downsamplings=generator.downsamplings, blocks=generator.blocks
+        )
+    return LocalEnhancer(
+        filters=generator.filters,
+        downsamplings=generator.downsamplings,
+        blocks=generator.blocks,
+        enhancers=generator.enhancers,
+        local_blocks=generator.local_blocks,
+    )
+
+
+class Optimizers(NamedTuple):
+    """Adam for G with E, for D, and for the outermost enhancer alone while the global network is fixed.
+
+    The latter is another one, so that the global network starts with fresh moments when it is unfrozen.
+    """
+
+    generator: Adam
+    discriminator: Adam
+    outermost: Adam | None
+
+
+def build_optimizers(settings: Settings, model: Pix2PixHD) -> Optimizers:
+    """The optimisers with their slots made, so that a checkpoint restores them."""
+
+    def build(variables: list[keras.Variable]) -> Adam:
+        optimizer = Adam(settings.train.learning_rate, settings.train.beta1)
+        optimizer.build(variables)
+        return optimizer
+
+    return Optimizers(
+        build(model.generator_variables),
+        build(model.discriminator_variables),
+        build(model.outermost_variables) if settings.train.fixed_global_epochs else None,
+    )
 
 
 def side_multiple(settings: Settings) -> int:
     """What both sides of a picture must be divisible by."""
-    encoder = settings.encoder.downsamplings if settings.encoder.enabled else 0
-    return 2 ** max(settings.generator.downsamplings, encoder)
+    local = settings.generator.enhancers if settings.generator.kind == "local" else 0
+    encoder = settings.encoder.downsamplings + (local if settings.encoder.frozen else 0)
+    return 2 ** max(settings.generator.downsamplings + local, encoder if settings.encoder.enabled else 0)

@@ -5,7 +5,9 @@ import tensorflow as tf
 from pix2pixhd_cli.boundary import boundary_map
 
 
-def condition(label: tf.Tensor, instance: tf.Tensor, *, labels: int, ignored: tuple[int, ...] = ()) -> tf.Tensor:
+def condition(
+    label: tf.Tensor, instance: tf.Tensor, *, labels: int, ignored: tuple[int, ...] = (), boundary: bool = True
+) -> tf.Tensor:
     """One-hot classes and the boundary map.
 
     Args:
@@ -13,13 +15,17 @@ def condition(label: tf.Tensor, instance: tf.Tensor, *, labels: int, ignored: tu
         instance: instance ids, int32 [B, H, W].
         labels: one-hot channels; ids outside 0 … labels - 1 become an all-zero vector.
         ignored: ids that become an all-zero vector although they lie within.
+        boundary: add the boundary map of `instance` as the last channel.
 
-    Returns float32 [B, H, W, labels + 1] of zeros and ones. Source: paper, section 3.3.
+    Returns float32 [B, H, W, labels + 1] (or labels) of zeros and ones. Source: paper, section 3.3.
     """
     for identity in ignored:
         label = tf.where(label == identity, -1, label)
-    boundary = tf.cast(boundary_map(instance, tf.concat), tf.float32)
-    return tf.concat([tf.one_hot(label, labels), boundary[..., None]], -1)
+    classes = tf.one_hot(label, labels)
+    if not boundary:
+        return classes
+    lines = tf.cast(boundary_map(instance, tf.concat), tf.float32)
+    return tf.concat([classes, lines[..., None]], -1)
 
 
 def condition_picture(picture: tf.Tensor) -> tf.Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from pix2pixhd_cli.model.layers import Convolution, ResidualBlock, Upsample
+from pix2pixhd_cli.model.layers import Convolution, ResidualBlock, Upsample, halve
 
 
 def trunk(filters: int, downsamplings: int, blocks: int) -> list[keras.layers.Layer]:
@@ -30,6 +30,13 @@ def build_in_turn(layers: list[keras.layers.Layer], shape: tuple[int | None, ...
         layer.build(shape)
         shape = (*shape[:-1], getattr(layer, "filters", shape[-1]))
     return shape
+
+
+def in_turn(layers: list[keras.layers.Layer], x: tf.Tensor) -> tf.Tensor:
+    """Apply layers that follow one another."""
+    for layer in layers:
+        x = layer(x)
+    return x
 
 
 class GlobalGenerator(keras.Model):
@@ -62,6 +69,88 @@ class GlobalGenerator(keras.Model):
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """Paint a picture."""
-        for layer in self.trunk:
-            x = layer(x)
-        return self.head(x)
+        return self.head(in_turn(self.trunk, x))
+
+
+class Enhancer(keras.layers.Layer):
+    """One enhancer's own layers: it halves its input, adds the coarser network's feature map, and doubles the sum again.
+
+    Args:
+        filters: filters at its own resolution; 2 x filters at half of it, as the coarser feature map has.
+        blocks: residual blocks at half its resolution.
+    """
+
+    def __init__(self, filters: int, blocks: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.front = [
+            Convolution(filters, 7, padding=3, reflect=True),
+            Convolution(2 * filters, 3, strides=2, padding=1),
+        ]
+        self.back = [*(ResidualBlock(2 * filters) for _ in range(blocks)), Upsample(filters)]
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Create all weights for an input of [B, H, W, C]; only C matters."""
+        build_in_turn([*self.front, *self.back], input_shape)
+
+    def call(self, x: tf.Tensor, coarser: tf.Tensor) -> tf.Tensor:
+        """[B, H, W, C] and [B, H/2, W/2, 2 filters] -> [B, H, W, filters]."""
+        return in_turn(self.back, in_turn(self.front, x) + coarser)
+
+
+class LocalEnhancer(keras.Model):
+    """G2 around G1: a global generator without its head at the lowest resolution, and enhancers that double it in turn.
+
+    Takes float32 [B, H, W, C] with sides divisible by 2^(downsamplings + enhancers); returns float32 [B, H, W, channels]
+    in [-1, 1].
+
+    Args:
+        filters: filters of the outermost enhancer; the global generator inside has filters x 2^enhancers.
+        downsamplings, blocks: of the global generator inside.
+        enhancers: how many there are; the input is average-pooled that many times for the global generator.
+        local_blocks: residual blocks of each enhancer.
+        channels: output channels.
+    """
+
+    def __init__(
+        self,
+        *,
+        filters: int = 32,
+        downsamplings: int = 4,
+        blocks: int = 9,
+        enhancers: int = 1,
+        local_blocks: int = 3,
+        channels: int = 3,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.downsamplings = downsamplings
+        self.blocks = blocks
+        self.local_blocks = local_blocks
+        self.channels = channels
+        self.trunk = trunk(filters << enhancers, downsamplings, blocks)
+        self.enhancers = [Enhancer(filters << n, local_blocks) for n in reversed(range(enhancers))]
+        self.head = head(channels)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Create all weights for [B, H, W, C]; only C matters."""
+        build_in_turn(self.trunk, input_shape)
+        for enhancer in self.enhancers:
+            enhancer.build(input_shape)
+        self.head.build((*input_shape[:-1], self.filters))
+
+    @property
+    def outermost_variables(self) -> list[keras.Variable]:
+        """What is trained while the global network is fixed: the outermost enhancer's own layers, with the head."""
+        return [*self.enhancers[-1].trainable_variables, *self.head.trainable_variables]
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """Paint a picture, from the coarsest resolution up."""
+        pyramid = [x]  # [B, H, W, C], [B, H/2, W/2, C], …
+        for _ in self.enhancers:
+            pyramid.append(halve(pyramid[-1]))
+        features = in_turn(self.trunk, pyramid.pop())
+        for enhancer in self.enhancers:
+            features = enhancer(pyramid.pop(), features)
+        return self.head(features)

@@ -4,14 +4,25 @@ Discriminator maps are lists over scales of lists over layers of float32 [B, h, 
 carries no weight.
 """
 
+from typing import Literal
+
 import tensorflow as tf
 
 from pix2pixhd_cli.model.discriminators import Maps
 
 
-def adversarial_loss(maps: Maps, target: float) -> tf.Tensor:
-    """LSGAN: the logits' mean squared distance to `target` (1 real, 0 fake), summed over scales."""
-    return tf.add_n([tf.reduce_mean(tf.square(scale[-1] - target)) for scale in maps])
+def adversarial_loss(maps: Maps, target: float, kind: Literal["lsgan", "vanilla"] = "lsgan") -> tf.Tensor:
+    """How far the logits are from `target` (1 real, 0 fake), summed over scales.
+
+    `lsgan` is the mean squared distance; `vanilla` the binary cross-entropy of their sigmoid.
+    """
+    if kind == "vanilla":
+        distances = [
+            tf.nn.sigmoid_cross_entropy_with_logits(tf.fill(tf.shape(scale[-1]), target), scale[-1]) for scale in maps
+        ]
+    else:
+        distances = [tf.square(scale[-1] - target) for scale in maps]
+    return tf.add_n([tf.reduce_mean(distance) for distance in distances])
 
 
 def feature_matching_loss(fake: Maps, real: Maps) -> tf.Tensor:

@@ -1,6 +1,6 @@
 """The networks together: how a picture is made, and one training step."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -8,8 +8,9 @@ import tensorflow as tf
 from pix2pixhd_cli.model.conditioning import condition, condition_picture
 from pix2pixhd_cli.model.discriminators import Maps, MultiscaleDiscriminator
 from pix2pixhd_cli.model.encoder import InstanceEncoder, pool_instances
-from pix2pixhd_cli.model.generators import GlobalGenerator
+from pix2pixhd_cli.model.generators import GlobalGenerator, LocalEnhancer
 from pix2pixhd_cli.model.losses import adversarial_loss, feature_matching_loss, reconstruction_loss
+from pix2pixhd_cli.model.perceptual import Vgg, perceptual_loss
 
 
 class Batch(NamedTuple):
@@ -30,6 +31,7 @@ class Losses(NamedTuple):
 
     g_gan: tf.Tensor
     g_feat: tf.Tensor
+    g_vgg: tf.Tensor
     g_rec: tf.Tensor
     d_real: tf.Tensor
     d_fake: tf.Tensor
@@ -44,19 +46,28 @@ class Pix2PixHD:
         discriminator: needed for training only.
         labels: one-hot channels, or 0 where the input is an RGB picture.
         ignored: class ids that become all-zero vectors.
+        boundary: show the networks the boundary map beside the classes.
+        encoder_frozen: the encoder is a global run's: it is not trained, and works at the global generator's resolution.
+        gan: the adversarial loss, LSGAN or the vanilla one.
         feature_matching: weight of the feature matching loss, 0 = off.
+        vgg, perceptual: the network and the weight of the perceptual loss; off without the network.
         reconstruction: weight of the reconstruction loss, 0 = off.
     """
 
     def __init__(
         self,
         *,
-        generator: GlobalGenerator,
+        generator: GlobalGenerator | LocalEnhancer,
         encoder: InstanceEncoder | None,
         discriminator: MultiscaleDiscriminator | None,
         labels: int,
         ignored: tuple[int, ...] = (),
+        boundary: bool = True,
+        encoder_frozen: bool = False,
+        gan: Literal["lsgan", "vanilla"] = "lsgan",
         feature_matching: float = 10.0,
+        vgg: Vgg | None = None,
+        perceptual: float = 0.0,
         reconstruction: float = 0.0,
     ) -> None:
         self.generator = generator
@@ -64,9 +75,14 @@ class Pix2PixHD:
         self.discriminator = discriminator
         self.labels = labels
         self.ignored = ignored
+        self.boundary = boundary
+        self.encoder_frozen = encoder_frozen
+        self.gan = gan
         self.feature_matching = feature_matching
+        self.vgg = vgg
+        self.perceptual = perceptual
         self.reconstruction = reconstruction
-        condition_channels = labels + 1 if labels else 3
+        condition_channels = labels + boundary if labels else 3
         features = encoder.channels if encoder is not None else 0
         generator.build((None, None, None, condition_channels + features))
         if encoder is not None:
@@ -82,9 +98,17 @@ class Pix2PixHD:
 
     @property
     def generator_variables(self) -> list[keras.Variable]:
-        """What the generator's loss trains: G and E."""
-        encoder = self.encoder.trainable_variables if self.encoder is not None else []
+        """What the generator's loss trains: G, and E unless it is frozen."""
+        trained = self.encoder is not None and not self.encoder_frozen
+        encoder = self.encoder.trainable_variables if self.encoder is not None and trained else []
         return [*self.generator.trainable_variables, *encoder]
+
+    @property
+    def outermost_variables(self) -> list[keras.Variable]:
+        """What is trained while the global network is fixed: the outermost enhancer, and E unless it is frozen."""
+        assert isinstance(self.generator, LocalEnhancer), "only a local enhancer has a global network to fix"
+        rest = self.generator_variables[len(self.generator.trainable_variables) :]
+        return [*self.generator.outermost_variables, *rest]
 
     @property
     def discriminator_variables(self) -> list[keras.Variable]:
@@ -97,15 +121,31 @@ class Pix2PixHD:
         return self.discriminator
 
     def condition(self, batch: Batch) -> tf.Tensor:
-        """What G and D see of the scene: float32 [B, H, W, labels + 1], or the RGB input [B, H, W, 3]."""
+        """What G and D see of the scene: float32 [B, H, W, labels + 1] (labels without the boundary), or the RGB
+        input [B, H, W, 3].
+        """
         if not self.labels:
             return condition_picture(batch.label)
-        return condition(batch.label, batch.instance, labels=self.labels, ignored=self.ignored)
+        return condition(
+            batch.label, batch.instance, labels=self.labels, ignored=self.ignored, boundary=self.boundary
+        )
+
+    def raw_features(self, photo: tf.Tensor) -> tf.Tensor:
+        """E's features before pooling: float32 [B, H, W, channels] from photos [B, H, W, 3] in [-1, 1].
+
+        A frozen encoder sees the photos at the global generator's resolution, and its map is repeated to theirs.
+        """
+        assert self.encoder is not None, "this model has no encoder"
+        if not self.encoder_frozen:
+            return self.encoder(photo)
+        assert isinstance(self.generator, LocalEnhancer), "only a local enhancer works with a frozen encoder"
+        scale = 2 ** len(self.generator.enhancers)
+        coarse = self.encoder(tf.nn.avg_pool2d(photo, scale, scale, "VALID"))
+        return tf.stop_gradient(tf.repeat(tf.repeat(coarse, scale, 1), scale, 2))
 
     def encode(self, batch: Batch) -> tf.Tensor:
         """The feature map of the photos' own codes: float32 [B, H, W, channels]."""
-        assert self.encoder is not None, "this model has no encoder"
-        return pool_instances(self.encoder(batch.photo), batch.instance)
+        return pool_instances(self.raw_features(batch.photo), batch.instance)
 
     def generate(self, conditioning: tf.Tensor, features: tf.Tensor | None) -> tf.Tensor:
         """Paint: float32 [B, H, W, 3] in [-1, 1]."""
@@ -128,22 +168,32 @@ class Pix2PixHD:
         on_real = self.judge(conditioning, batch.photo)
         zero = tf.zeros([], fake.dtype)
         return Losses(
-            g_gan=adversarial_loss(on_fake, 1.0),
+            g_gan=adversarial_loss(on_fake, 1.0, self.gan),
             g_feat=self.feature_matching * feature_matching_loss(on_fake, on_real) if self.feature_matching else zero,
+            g_vgg=self.perceptual * perceptual_loss(self.vgg, fake, batch.photo) if self.vgg is not None else zero,
             g_rec=self.reconstruction * reconstruction_loss(fake, batch.photo) if self.reconstruction else zero,
-            d_real=adversarial_loss(on_real, 1.0),
-            d_fake=adversarial_loss(on_fake, 0.0),
+            d_real=adversarial_loss(on_real, 1.0, self.gan),
+            d_fake=adversarial_loss(on_fake, 0.0, self.gan),
         )
 
     def train_step(
-        self, batch: Batch, generator_optimizer: keras.Optimizer, discriminator_optimizer: keras.Optimizer
+        self,
+        batch: Batch,
+        generator_optimizer: keras.Optimizer,
+        discriminator_optimizer: keras.Optimizer,
+        *,
+        fixed_global: bool = False,
     ) -> Losses:
-        """Update G (with E), then D, both from D as it was before the step; returns the losses before the update."""
+        """Update G (with E), then D, both from D as it was before the step; returns the losses before the update.
+
+        `fixed_global` updates the outermost enhancer's own layers only.
+        """
         with tf.GradientTape(persistent=True) as tape:
             losses = self.losses(batch)
-            generator_loss = losses.g_gan + losses.g_feat + losses.g_rec
+            generator_loss = losses.g_gan + losses.g_feat + losses.g_vgg + losses.g_rec
             discriminator_loss = 0.5 * (losses.d_real + losses.d_fake)
-        generator_variables, discriminator_variables = self.generator_variables, self.discriminator_variables
+        generator_variables = self.outermost_variables if fixed_global else self.generator_variables
+        discriminator_variables = self.discriminator_variables
         generator_gradients = tape.gradient(generator_loss, [v.value for v in generator_variables])
         discriminator_gradients = tape.gradient(discriminator_loss, [v.value for v in discriminator_variables])
         generator_optimizer.apply(generator_gradients, generator_variables)

@@ -42,8 +42,7 @@ def encode(run: Path, packed: Path | None = None, settings: Settings | None = No
 
     @tf.function(reduce_retracing=True)
     def pooled(photo: tf.Tensor, instance: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        assert model.encoder is not None
-        result = instance_codes(model.encoder(tf.cast(photo, tf.float32) / 127.5 - 1.0), instance)
+        result = instance_codes(model.raw_features(tf.cast(photo, tf.float32) / 127.5 - 1.0), instance)
         return result.codes, result.key
 
     parts = []

@@ -6,17 +6,27 @@ import keras
 import tensorflow as tf
 
 from pix2pixhd_cli import console
+from pix2pixhd_cli.coarse_to_fine import resolve_encoder, start_from
 from pix2pixhd_cli.data.records import PackedSplit
-from pix2pixhd_cli.errors import P2PHDError
+from pix2pixhd_cli.errors import P2PHDError, SettingsError
 from pix2pixhd_cli.model.build import build_model, side_multiple
 from pix2pixhd_cli.model.pix2pixhd import Pix2PixHD
+from pix2pixhd_cli.perceptual_weights import VggFile, cached_imagenet, load_vgg
 from pix2pixhd_cli.runs import Run
-from pix2pixhd_cli.settings import Settings, parse_size
+from pix2pixhd_cli.settings import Settings, TrainSettings, parse_size
 from pix2pixhd_cli.training import Trainer, estimate_memory, sizes
+
+PAPER_PERCEPTUAL = 10.0
 
 
 def train(
-    packed: Path, run: Path, settings: Settings | None = None, *, resume: bool = False, dry_run: bool = False
+    packed: Path,
+    run: Path,
+    settings: Settings | None = None,
+    *,
+    init_from: Path | None = None,
+    resume: bool = False,
+    dry_run: bool = False,
 ) -> None:
     """Train the networks on `packed` and write `run`.
 
@@ -24,6 +34,7 @@ def train(
         packed: a packed data set.
         run: the folder to make; with `resume`, the run to go on with.
         settings: sections train, generator, discriminator, encoder and loss.
+        init_from: a run whose weights to start from: a global one for a local enhancer, or one of the same networks.
         resume: go on from the last checkpoint, or from the start if there is none yet.
         dry_run: print networks, sizes, steps, memory and time, and write nothing.
 
@@ -32,21 +43,30 @@ def train(
     folder = Run(run)
     chosen = settings or Settings()
     split = PackedSplit(packed, chosen.train.split)
-    chosen = _resolve_encoder(chosen, split)
+    if resume and folder.exists:
+        init_from = None if folder.checkpoints() else folder.init_from()
+    chosen = _resolve_encoder(chosen, split, init_from)
+    chosen, vgg = _resolve_perceptual(chosen)
+    if resume and folder.exists and folder.source("perceptual") != _identity(vgg):
+        raise SettingsError(f"{run}: was trained with another perceptual loss than --perceptual-weights now gives")
+    _check_phases(chosen)
     _check_data(split, chosen)
     _check_tensorboard(chosen)
     _check_run(folder, split, resume, dry_run)
     keras.utils.set_random_seed(chosen.train.seed)
     tf.config.experimental.enable_op_determinism()
     spec = split.spec.dataset
-    model = build_model(chosen, labels=spec.labels, ignored=spec.ignored, training=True)
+    model = build_model(chosen, labels=spec.labels, ignored=spec.ignored, training=True, vgg=vgg and vgg.vgg)
+    if init_from is not None:
+        _check_start(Run(init_from), split)
+        start_from(model, chosen, init_from)
     trainer = Trainer(model, split, chosen)
     _describe(model, trainer)
     if dry_run:
         _estimate_time(trainer)
         return
     if not folder.exists or not resume:
-        folder.create(chosen, spec, packed)
+        folder.create(chosen, spec, packed, init_from=init_from, perceptual=_identity(vgg))
     start = folder.restore_checkpoint(trainer.state) if resume else 0
     folder.save_settings(chosen)
     if resume:
@@ -55,12 +75,45 @@ def train(
     console.info(f"trained {run}; samples lie in {run / 'samples'}")
 
 
-def _resolve_encoder(settings: Settings, split: PackedSplit) -> Settings:
-    """Unless the user chose, train an encoder wherever there is something to pool: label maps, not RGB inputs."""
+def _resolve_encoder(settings: Settings, split: PackedSplit, init_from: Path | None) -> Settings:
+    """Unless the user chose, take over the encoder of `init_from`; without it, train one where there is something to pool."""
+    if init_from is not None:
+        return resolve_encoder(settings, init_from, asked=settings.encoder.enabled)
     if settings.encoder.enabled is not None:
         return settings
     encoder = settings.encoder.model_copy(update={"enabled": not split.rgb})
     return settings.model_copy(update={"encoder": encoder})
+
+
+def _resolve_perceptual(settings: Settings) -> tuple[Settings, VggFile | None]:
+    """Unless the user chose, the perceptual loss is on if there are weights for it; nothing is downloaded unasked."""
+    weight, source = settings.loss.perceptual, settings.train.perceptual_weights
+    if source is None and weight != 0 and cached_imagenet().is_file():
+        source = str(cached_imagenet())
+    if weight and source is None:
+        raise SettingsError(f"--loss-perceptual {weight:g} needs --perceptual-weights: a file, or imagenet to download it")
+    if weight is None:
+        weight = PAPER_PERCEPTUAL if source is not None else 0.0
+        state = f"on, with {source}" if weight else "off; --perceptual-weights imagenet (a download) or a file turns it on"
+        console.info(f"the perceptual loss is {state}")
+    loss = settings.loss.model_copy(update={"perceptual": weight})
+    train = settings.train.model_copy(update={"perceptual_weights": source if weight else None})
+    resolved = settings.model_copy(update={"loss": loss, "train": train})
+    return resolved, load_vgg(source) if weight and source is not None else None
+
+
+def _identity(vgg: VggFile | None) -> dict[str, str] | None:
+    """What a run records of the perceptual loss's file."""
+    return {"file": vgg.name, "sha256": vgg.sha256} if vgg is not None else None
+
+
+def _check_phases(settings: Settings) -> None:
+    """Refuse phases and encoders that the generator has no place for."""
+    local = settings.generator.kind == "local"
+    if settings.train.fixed_global_epochs and not local:
+        raise SettingsError("--fixed-global-epochs needs --generator-kind local: there is nothing but the global network")
+    if settings.encoder.frozen and not local:
+        raise SettingsError("--encoder-frozen needs --generator-kind local and --init-from")
 
 
 def _check_data(split: PackedSplit, settings: Settings) -> None:
@@ -111,13 +164,22 @@ def _check_run(folder: Run, split: PackedSplit, resume: bool, dry_run: bool) -> 
     if not folder.exists and folder.folder.is_dir() and any(folder.folder.iterdir()):
         raise P2PHDError(f"{folder.folder}: holds other files; name a new or empty folder for the run")
     if folder.exists:
+        if folder.source("imported"):
+            raise P2PHDError(f"{folder.folder}: is imported; train a new run from it with --init-from {folder.folder}")
         check_classes(folder, split)
+
+
+def _check_start(source: Run, split: PackedSplit) -> None:
+    """The networks' inputs must mean the same; names of classes may differ."""
+    ours, theirs = source.spec(), split.spec.dataset
+    if (ours.input, ours.labels) != (theirs.input, theirs.labels):
+        raise P2PHDError(f"{split.packed}: has {theirs.labels} labels, but {source.folder} was trained with {ours.labels}")
 
 
 def check_classes(folder: Run, split: PackedSplit) -> None:
     """Refuse packed data whose classes are not the run's."""
     ours, theirs = folder.spec(), split.spec.dataset
-    for field in ("input", "labels", "ignored", "classes", "has_instances"):
+    for field in ("input", "labels", "ignored", "classes"):
         if getattr(ours, field) != getattr(theirs, field):
             raise P2PHDError(f"{split.packed}: its {field} differ from those that {folder.folder} was trained with")
 
@@ -126,6 +188,7 @@ def _describe(model: Pix2PixHD, trainer: Trainer) -> None:
     """Parameters, device, data and memory, before the first step."""
     rows = [(name, network.count_params()) for name, network in model.networks.items()]
     console.table("Networks", ["network", "parameters"], [*rows, ("all", sum(count for _, count in rows))])
+    _describe_phases(model, trainer.settings.train)
     devices = [device.name.removeprefix("/physical_device:") for device in tf.config.list_physical_devices("GPU")]
     schedule, chosen = trainer.schedule, trainer.settings.train
     height, width = parse_size(chosen.crop) if chosen.crop else max(sizes(trainer.split), key=lambda s: s[0] * s[1])
@@ -135,6 +198,17 @@ def _describe(model: Pix2PixHD, trainer: Trainer) -> None:
         f"data: {schedule.examples} examples, trained at {height}x{width}, batch size {chosen.batch_size}: "
         f"{schedule.epochs} epochs of {schedule.steps_per_epoch} steps, {schedule.steps} in all"
     )
+
+
+def _describe_phases(model: Pix2PixHD, settings: TrainSettings) -> None:
+    """What of the generator's side is trained when, with its parameters."""
+    encoder = " (the encoder is frozen)" if model.encoder_frozen else ""
+    fixed = settings.fixed_global_epochs
+    if fixed:
+        count = sum(v.value.shape.num_elements() for v in model.outermost_variables)
+        console.info(f"epochs 1 to {fixed} train {count:,} parameters of the outermost enhancer{encoder}")
+    count = sum(v.value.shape.num_elements() for v in model.generator_variables)
+    console.info(f"epochs {fixed + 1} to {settings.epochs + settings.decay_epochs} train {count:,} parameters{encoder}, and D")
 
 
 def _estimate_time(trainer: Trainer) -> None:

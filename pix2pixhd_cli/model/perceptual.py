@@ -1,0 +1,59 @@
+"""The perceptual loss: distances of VGG's activations (paper, appendix)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+MEANS_BGR = (103.939, 116.779, 123.68)
+BLOCKS = {13: (2, 2, 3, 3, 1), 16: (2, 2, 4, 4, 1)}  # Convolutions a block, up to block5_conv1, of VGG16 and VGG19.
+WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
+
+
+class Vgg:
+    """VGG16 or VGG19 up to relu5_1, fixed.
+
+    Args:
+        weights: kernel, float32 [3, 3, I, O], and bias, float32 [O], of every convolution in order; those after block5_conv1
+            are left out of the work.
+        convolutions: 13 for VGG16, 16 for VGG19, whatever is given of them.
+        caffe: the weights expect BGR in 0 … 255 less the means, as Keras' own do; otherwise RGB in the pictures' [-1, 1],
+            as the reference feeds torchvision's.
+    """
+
+    def __init__(
+        self, weights: Sequence[tuple[NDArray[np.floating], NDArray[np.floating]]], *, convolutions: int, caffe: bool
+    ) -> None:
+        self.caffe = caffe
+        self.blocks: list[list[tuple[tf.Variable, tf.Variable]]] = []
+        rest = iter(weights)
+        for count in BLOCKS[convolutions]:
+            pairs = [next(rest) for _ in range(count)]
+            self.blocks.append([tuple(tf.Variable(a, trainable=False, dtype=tf.float32) for a in pair) for pair in pairs])
+
+    def __call__(self, picture: tf.Tensor) -> list[tf.Tensor]:
+        """relu1_1, relu2_1, …, relu5_1 of pictures, float32 [B, H, W, 3] in [-1, 1].
+
+        Activations of Caffe weights are divided by 127.5: a ReLU network with weights W and biases b satisfies
+        f(x; W, b) / s = f(x / s; W, b / s), so this is that network seeing pixels in the reference's unit, and one weight of the
+        loss means the same with either file.
+        """
+        x = picture
+        if self.caffe:
+            x = (tf.reverse(picture, [-1]) + 1.0) * 127.5 - tf.constant(MEANS_BGR)
+        found = []
+        for number, block in enumerate(self.blocks):
+            if number:
+                x = tf.nn.max_pool2d(x, 2, 2, "VALID")
+            for position, (kernel, bias) in enumerate(block):
+                x = tf.nn.relu(tf.nn.conv2d(x, kernel, 1, "SAME") + bias)
+                if position == 0:
+                    found.append(x / 127.5 if self.caffe else x)
+        return found
+
+
+def perceptual_loss(vgg: Vgg, fake: tf.Tensor, photo: tf.Tensor) -> tf.Tensor:
+    """Weighted L1 distances of the activations of pictures, [B, H, W, 3] in [-1, 1]; the photo's are constants."""
+    pairs = zip(WEIGHTS, vgg(fake), vgg(photo), strict=True)
+    return tf.add_n([weight * tf.reduce_mean(tf.abs(a - tf.stop_gradient(b))) for weight, a, b in pairs])

@@ -1,0 +1,119 @@
+"""Where the perceptual loss gets its VGG from: Keras' download, a Keras file, a torchvision file, or an `.npz`.
+
+VGG16 and VGG19 are told apart by their layers, and each kind of file brings its own preprocessing.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from pix2pixhd_cli.data.state_dicts import read_state_dict
+from pix2pixhd_cli.errors import P2PHDError
+from pix2pixhd_cli.model.perceptual import Vgg
+
+IMAGENET = "vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5"
+IMAGENET_URL = f"https://storage.googleapis.com/tensorflow/keras-applications/vgg19/{IMAGENET}"
+IMAGENET_MD5 = "253f8cb515780f3b799900260a226db6"
+WIDTHS = (64, 128, 256, 512, 512)
+Arrays = dict[str, NDArray[np.floating]]
+
+
+class VggFile(NamedTuple):
+    """A VGG with the file it came from, for the run to record."""
+
+    vgg: Vgg
+    name: str
+    sha256: str
+
+
+def cached_imagenet() -> Path:
+    """Where Keras keeps its VGG19 once it was downloaded."""
+    return Path.home() / ".keras" / "models" / IMAGENET
+
+
+def load_vgg(source: str) -> VggFile:
+    """Load `imagenet` (downloaded once) or a file; raises `P2PHDError` saying what is wrong and how to give another."""
+    path = _download() if source == "imagenet" else Path(source)
+    if not path.is_file():
+        raise P2PHDError(f"--perceptual-weights {source}: no such file")
+    arrays, caffe = _read(path)
+    kernels = [array for array in arrays.values() if array.ndim == 4]
+    biases = [array for array in arrays.values() if array.ndim == 1]
+    _check(path, kernels, biases)
+    vgg = Vgg(list(zip(kernels, biases, strict=True)), convolutions=len(kernels), caffe=caffe)
+    with path.open("rb") as file:
+        return VggFile(vgg, path.name, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def _download() -> Path:
+    import keras
+
+    try:
+        return Path(keras.utils.get_file(IMAGENET, IMAGENET_URL, cache_subdir="models", file_hash=IMAGENET_MD5))
+    except Exception as error:  # noqa: BLE001  Keras raises a bare Exception when it is off-line.
+        raise P2PHDError(
+            f"--perceptual-weights imagenet: cannot be downloaded ({str(error).splitlines()[0]}); give a file: Keras' "
+            f"{IMAGENET}, a torchvision vgg19*.pth, or an .npz"
+        ) from None
+
+
+def _read(path: Path) -> tuple[Arrays, bool]:
+    """A file's convolutions in order, and whether they are Caffe's."""
+    readers: dict[str, tuple[Callable[[Path], Arrays], bool]] = {
+        ".h5": (_read_h5, True),
+        ".npz": (_read_npz, True),
+        ".pth": (_read_torchvision, False),
+    }
+    if path.suffix not in readers:
+        raise P2PHDError(f"--perceptual-weights {path}: is no .h5, .weights.h5, .pth or .npz file")
+    reader, caffe = readers[path.suffix]
+    try:
+        return reader(path), caffe
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise P2PHDError(f"--perceptual-weights {path}: damaged ({str(error).splitlines()[0]})") from None
+
+
+def _read_h5(path: Path) -> Arrays:
+    found: Arrays = {}
+
+    def visit(name: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset) and item.ndim in (1, 4):
+            found[name] = item[()]
+
+    with h5py.File(path, "r") as file:
+        file.visititems(visit)
+    return dict(sorted(found.items(), key=lambda entry: _natural(entry[0])))
+
+
+def _read_npz(path: Path) -> Arrays:
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name].astype(np.float32) for name in sorted(file.files, key=_natural)}
+
+
+def _read_torchvision(path: Path) -> Arrays:
+    state = {name: array for name, array in read_state_dict(path).items() if name.startswith("features.")}
+    return {name: array.transpose(2, 3, 1, 0) if array.ndim == 4 else array for name, array in state.items()}
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts conv2d before conv2d_1, and conv2d_2 before conv2d_10."""
+    return [(int(digits or -1), text) for text, digits in re.findall(r"([^\d]+)(\d*)", name)]
+
+
+def _check(path: Path, kernels: list[NDArray[np.floating]], biases: list[NDArray[np.floating]]) -> None:
+    counts = {13: (2, 2, 3, 3, 3), 16: (2, 2, 4, 4, 4)}.get(len(kernels))
+    if counts is None or len(biases) < len(kernels):
+        raise P2PHDError(f"--perceptual-weights {path}: has {len(kernels)} convolutions; VGG16 has 13 and VGG19 has 16")
+    del biases[len(kernels) :]
+    widths = [width for width, count in zip(WIDTHS, counts, strict=True) for _ in range(count)]
+    for number, (kernel, bias, before, width) in enumerate(zip(kernels, biases, [3, *widths], widths, strict=False)):
+        if kernel.shape != (3, 3, before, width) or bias.shape != (width,):
+            raise P2PHDError(
+                f"--perceptual-weights {path}: convolution {number + 1} is {kernel.shape}, not {(3, 3, before, width)} as VGG's"
+            )

@@ -1,0 +1,141 @@
+"""The reference's files: every format read without PyTorch, nothing in them run."""
+
+import io
+import os
+import pickle
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pix2pixhd_cli.data.state_dicts import LEGACY_MAGIC, read_class_dict, read_state_dict
+from pix2pixhd_cli.errors import P2PHDError
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+class _Torch:
+    """Pickles as PyTorch's own names, without PyTorch."""
+
+    def __init__(self, module: str, name: str) -> None:
+        self.module, self.name = module, name
+
+
+class _Tensor:
+    def __init__(self, key: str, dtype: str, shape: tuple[int, ...], length: int, offset: int = 0) -> None:
+        self.key, self.dtype, self.shape, self.length, self.offset = key, dtype, shape, length, offset
+
+
+class _Pickler(pickle._Pickler):  # type: ignore[name-defined]
+    """Writes `_Tensor`s the way PyTorch does."""
+
+    def save(self, obj: Any, save_persistent_id: bool = True) -> Any:
+        if isinstance(obj, _Torch):
+            self.write(b"c" + f"{obj.module}\n{obj.name}\n".encode())
+            return None
+        if isinstance(obj, _Tensor):
+            strides = [int(np.prod(obj.shape[n + 1 :])) for n in range(len(obj.shape))]
+            self.save(_Torch("torch._utils", "_rebuild_tensor_v2"))
+            self.write(b"(")
+            self.write(b"(")
+            for part in ("storage", _Torch("torch", obj.dtype), obj.key, "cpu", obj.length, *self.extra):  # type: ignore[attr-defined]
+                self.save(part)
+            self.write(b"tQ")
+            for part in (obj.offset, obj.shape, tuple(strides), False, {}):
+                self.save(part)
+            self.write(b"tR")
+            return None
+        return super().save(obj, save_persistent_id)
+
+
+def pickled(value: Any, extra: tuple[Any, ...] = ()) -> bytes:
+    buffer = io.BytesIO()
+    pickler = _Pickler(buffer, 2)
+    pickler.extra = extra
+    pickler.dump(value)
+    return buffer.getvalue()
+
+
+def write_zip(path: Path, data: bytes, storages: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("net/data.pkl", data)
+        for key, values in storages.items():
+            archive.writestr(f"net/data/{key}", values)
+    return path
+
+
+VALUES = np.arange(24, dtype=np.float32)
+
+
+@pytest.mark.parametrize(("dtype", "code"), [("FloatStorage", "<f4"), ("HalfStorage", "<f2"), ("DoubleStorage", "<f8")])
+def test_zip_files_of_any_precision(tmp_path: Path, dtype: str, code: str) -> None:
+    state = {"a.weight": _Tensor("0", dtype, (2, 3, 4), 24), "a.bias": _Tensor("0", dtype, (3,), 24, offset=5)}
+    read = read_state_dict(write_zip(tmp_path / "n.pth", pickled(state), {"0": VALUES.astype(code).tobytes()}))
+    np.testing.assert_array_equal(read["a.weight"], VALUES.reshape(2, 3, 4))
+    np.testing.assert_array_equal(read["a.bias"], VALUES[5:8])
+    assert {array.dtype for array in read.values()} == {np.dtype(np.float32)}
+
+
+def test_legacy_files(tmp_path: Path) -> None:
+    state = {"a.weight": _Tensor("77", "HalfStorage", (4, 6), 24)}
+    parts = [pickle.dumps(LEGACY_MAGIC, 2), pickle.dumps(1001, 2), pickle.dumps({"little_endian": True}, 2)]
+    parts += [pickled(state, extra=(None,)), pickle.dumps(["77"], 2), struct.pack("<q", 24), VALUES.astype("<f2").tobytes()]
+    (tmp_path / "n.pth").write_bytes(b"".join(parts))
+    np.testing.assert_array_equal(read_state_dict(tmp_path / "n.pth")["a.weight"], VALUES.reshape(4, 6))
+
+
+def test_the_references_own_files_are_read_in_order() -> None:
+    state = read_state_dict(GOLDEN / "global_generator_net_G.pth")
+    assert list(state)[:3] == ["model.1.weight", "model.1.bias", "model.4.weight"]
+    assert state["model.1.weight"].shape == (6, 6, 7, 7)
+
+
+class Evil:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.mark}",)
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "bare"])
+def test_a_malicious_pickle_is_refused_and_not_run(tmp_path: Path, kind: str) -> None:
+    mark, path = tmp_path / "owned", tmp_path / "n.pth"
+    evil = pickle.dumps({"a.weight": Evil(mark)}, 2)
+    if kind == "zip":
+        write_zip(path, evil, {})
+    else:
+        path.write_bytes((pickle.dumps(LEGACY_MAGIC, 2) * 3 if kind == "legacy" else b"") + evil)
+    with pytest.raises(P2PHDError, match=r"n.pth: refused: it asks for posix.system, which no state dict needs"):
+        read_state_dict(path)
+    assert not mark.exists()
+    np.save(tmp_path / "features.npy", np.array({7: Evil(mark)}, object), allow_pickle=True)
+    with pytest.raises(P2PHDError, match=r"features.npy: refused"):
+        read_class_dict(tmp_path / "features.npy")
+    assert not mark.exists()
+
+
+def test_a_tensor_that_reaches_out_of_its_storage_is_refused(tmp_path: Path) -> None:
+    for tensor in (_Tensor("0", "FloatStorage", (5, 5), 24), _Tensor("0", "FloatStorage", (2,), 24, offset=-1)):
+        path = write_zip(tmp_path / "n.pth", pickled({"a": tensor}), {"0": VALUES.tobytes()})
+        with pytest.raises(P2PHDError, match="does not fit its 24 values"):
+            read_state_dict(path)
+
+
+def test_truncated_files(tmp_path: Path) -> None:
+    whole = (GOLDEN / "encoder_net_E.pth").read_bytes()
+    for length in (0, 10, 1000, len(whole) - 50):
+        (tmp_path / "n.pth").write_bytes(whole[:length])
+        with pytest.raises(P2PHDError, match=r"n.pth: (refused|truncated or damaged)"):
+            read_state_dict(tmp_path / "n.pth")
+
+
+def test_class_dicts(tmp_path: Path) -> None:
+    content = {7: np.arange(8.0).reshape(2, 4), 26: np.zeros((0, 4))}
+    np.save(tmp_path / "f.npy", np.array(content, object), allow_pickle=True)
+    read = read_class_dict(tmp_path / "f.npy")
+    assert list(read) == [7, 26]
+    np.testing.assert_array_equal(read[7], content[7])

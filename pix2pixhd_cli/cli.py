@@ -40,7 +40,7 @@ Run = Annotated[Path, typer.Argument(help="A training run.", metavar="RUN", show
 MaybePacked = Annotated[
     Path | None,
     typer.Argument(
-        help="A packed data set; by default the one the run was trained on.", metavar="[PACKED]", show_default=False
+        help="A packed data set; by default the one the run was trained on.", metavar="PACKED", show_default=False
     ),
 ]
 VERBOSE = False
@@ -51,10 +51,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(list(arguments) if arguments is not None else None)
     except P2PHDError as error:
-        from pix2pixhd_cli import console
+        _fail(error)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(P2PHDError(f"{error.filename}: {error.strerror}"))
 
-        console.fail(error)
-        sys.exit(error.exit_code)
+
+def _fail(error: P2PHDError) -> None:
+    from pix2pixhd_cli import console
+
+    console.fail(error)
+    sys.exit(error.exit_code)
 
 
 def _print_version(wanted: bool) -> None:
@@ -132,7 +140,9 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from RUN's last checkpoint.")] = False,
     init_from: Annotated[
         Path | None,
-        typer.Option("--init-from", metavar="RUN", help="Start from this run: a global one for a local enhancer, or its like."),
+        typer.Option(
+            "--init-from", metavar="RUN", help="Start from this run: a global one for a local enhancer, or its like."
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print networks, sizes, steps, memory and time, and stop.")
@@ -211,7 +221,9 @@ def generate(
 def import_(
     checkpoint: Annotated[
         Path,
-        typer.Argument(help="Folder with the reference's latest_net_G.pth.", metavar="CHECKPOINT_DIR", show_default=False),
+        typer.Argument(
+            help="Folder with the reference's latest_net_G.pth.", metavar="CHECKPOINT_DIR", show_default=False
+        ),
     ],
     run: Annotated[Path, typer.Argument(help="Run to make.", metavar="RUN", show_default=False)],
     epoch: Annotated[str, typer.Option(help="Which files: EPOCH_net_G.pth.")] = "latest",

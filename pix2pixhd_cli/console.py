@@ -14,7 +14,7 @@ from pix2pixhd_cli.errors import DataProblems, Interrupted, P2PHDError
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
-PROBLEMS_SHOWN = 50
+PROBLEMS_SHOWN = 1000
 
 
 def be_quiet(quiet: bool) -> None:
@@ -35,10 +35,14 @@ def warn(message: str) -> None:
 def fail(error: P2PHDError) -> None:
     """Show a mistake: a table of problems where there are several, then one line."""
     if isinstance(error, DataProblems):
+        view = Table(header_style="bold")
+        view.add_column("file", overflow="fold")
+        view.add_column("problem", overflow="fold")
         for problem in error.problems[:PROBLEMS_SHOWN]:
-            err.print(f"  {escape(problem.where)}: {escape(problem.what)}", soft_wrap=True)
+            view.add_row(escape(problem.where), escape(problem.what))
+        err.print(view)
         if len(error.problems) > PROBLEMS_SHOWN:
-            err.print(f"  … and {len(error.problems) - PROBLEMS_SHOWN} more")
+            err.print(f"… and {len(error.problems) - PROBLEMS_SHOWN} more")
     mark = "" if isinstance(error, Interrupted) else "[red]error:[/red] "
     err.print(f"{mark}{escape(str(error))}", soft_wrap=True)
 
@@ -52,6 +56,22 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     for row in rows:
         view.add_row(*(escape(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in row))
     out.print(view)
+
+
+def size(count: float) -> str:
+    """Bytes in the unit that suits them."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, whatever suits."""
+    if seconds < 120:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
 @contextmanager
@@ -110,7 +130,7 @@ class TrainingDisplay:
             self.losses[name] = self._smooth(self.losses.get(name, value), value)
         shown = "  ".join(f"{name} {value:.3f}" for name, value in self.losses.items())
         speed = f"{self.rate:.1f} images/s" if self.rate is not None else ""
-        self.bars.update(self.epoch_bar, completed=epoch, note=speed)
+        self.bars.update(self.epoch_bar, completed=epoch - (step < self.steps), note=speed)
         self.bars.update(self.step_bar, completed=step, note=shown)
         if not out.is_terminal and (now - self.line_clock > self.SECONDS_BETWEEN_LINES or step == self.steps):
             self.line_clock = now

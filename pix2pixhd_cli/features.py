@@ -6,6 +6,8 @@ user chooses from (paper, section 3.4).
 
 import hashlib
 import math
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -27,7 +29,7 @@ class FeatureCodes:
 
     code: float32 [N, C]. label: class ids, int32 [N]. instance: instance ids, int32 [N]. stem: the picture each comes
     from, text [N]. share: of its picture, float32 [N]. box: top, left, bottom, right in pixels, int32 [N, 4].
-    split, packed: where the pictures are, text [].
+    split, packed: where the pictures are, text []. step: of the training that the encoder had then, int64 [].
     """
 
     code: NDArray[np.float32]
@@ -38,6 +40,7 @@ class FeatureCodes:
     box: NDArray[np.int32]
     split: NDArray[np.str_]
     packed: NDArray[np.str_]
+    step: NDArray[np.int64]
 
     def save(self, path: Path) -> None:
         """Write `features.npz`."""
@@ -73,10 +76,11 @@ class ClassStyles:
 
 @dataclass(frozen=True)
 class FeatureClusters:
-    """The styles of every class that was seen, by class id."""
+    """The styles of every class that was seen, by class id; `step` is the training's when the codes were made."""
 
     classes: dict[int, ClassStyles]
     channels: int
+    step: int = 0
 
     def save(self, path: Path) -> None:
         """Write `clusters.npz`: one row per centre, one row per class."""
@@ -89,6 +93,7 @@ class FeatureClusters:
                 "centre": np.concatenate([empty, *(s.centres for _, s in styles)]),
                 "count": np.array([n for _, s in styles for n in s.counts], np.int32),
                 "name": np.array([name for _, s in styles for name in s.names], np.str_),
+                "step": np.array(self.step, np.int64),
                 "class_label": np.array([i for i, _ in styles], np.int32),
                 "class_mean": np.concatenate([empty, *(s.mean[None] for _, s in styles)]),
                 "class_inertia": np.array([s.inertia for _, s in styles], np.float64),
@@ -98,7 +103,7 @@ class FeatureClusters:
     @classmethod
     def load(cls, path: Path) -> "FeatureClusters":
         """Read `clusters.npz`; raises `P2PHDError`."""
-        names = ["label", "centre", "count", "name", "class_label", "class_mean", "class_inertia"]
+        names = ["label", "centre", "count", "name", "class_label", "class_mean", "class_inertia", "step"]
         advice = f"`p2phd cluster {path.parent}` makes them"
         data = _load(path, names, f"no styles yet ({path.name} is missing); {advice}")
         classes = {}
@@ -111,7 +116,7 @@ class FeatureClusters:
                 mean=data["class_mean"][n],
                 inertia=float(data["class_inertia"][n]),
             )
-        return cls(classes, int(data["centre"].shape[1]))
+        return cls(classes, int(data["centre"].shape[1]), int(data["step"]))
 
     def rename(self, texts: Iterable[str], spec: DatasetSpec) -> "FeatureClusters":
         """Name styles by `CLASS:INDEX=NAME`; an empty name takes it away. Raises `P2PHDError`."""
@@ -128,11 +133,14 @@ class FeatureClusters:
             styles, index = classes[found.id], int(index_text)
             if index >= len(styles.centres):
                 raise P2PHDError(f"{flag}: {class_text} has styles 0 … {len(styles.centres) - 1}")
-            if name in RESERVED or "," in name or "=" in name or _is_number(name) or (name and name in styles.names):
-                taken = "is another style's name" if name in styles.names else "cannot be a name: choose a word"
-                raise P2PHDError(f"{flag}: {name!r} {taken}")
+            if name in RESERVED or "," in name or "=" in name or _is_number(name):
+                raise P2PHDError(f"{flag}: {name!r} cannot be a name: choose a word")
             names = (*styles.names[:index], name, *styles.names[index + 1 :])
             classes[found.id] = replace(styles, names=names)
+        for identity, styles in classes.items():
+            twice = [name for name in styles.names if name and styles.names.count(name) > 1]
+            if twice:
+                raise P2PHDError(f"--name: {twice[0]!r} would be the name of two styles of {spec.class_name(identity)}")
         return replace(self, classes=classes)
 
     def inherit_names(self, old: "FeatureClusters") -> "FeatureClusters":
@@ -345,5 +353,5 @@ def _load(path: Path, names: Sequence[str], missing: str) -> dict[str, Any]:
             return {name: file[name] for name in names}
     except FileNotFoundError:
         raise P2PHDError(f"{path.parent}: {missing}") from None
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise P2PHDError(f"{path}: damaged ({str(error).splitlines()[0]}); make it again") from None

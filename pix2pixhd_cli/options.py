@@ -86,13 +86,16 @@ def settings_table() -> str:
 
 
 def settings_toml() -> str:
-    """Every setting as a commented TOML file that changes nothing until a line is uncommented."""
+    """Every setting as a commented TOML file that changes nothing until a line is uncommented.
+
+    Settings without a default show an example.
+    """
     lines = ["# p2phd settings. Uncomment what you want to change; flags and environment variables win over this file."]
     for section, declaration in Settings.model_fields.items():
         model = declaration.annotation
         lines += ["", f"# {(model.__doc__ or '').splitlines()[0]}" if model else "", f"[{section}]"]
         for _, name, field in (entry for entry in fields() if entry[0] == section):
-            lines += [f"# {field.description} ({type_text(field)})", f"# {name} = {_toml_value(field.get_default())}"]
+            lines += [f"# {field.description} ({type_text(field)})", f"# {name} = {_toml_value(_example(field))}"]
     return "\n".join(lines) + "\n"
 
 
@@ -127,11 +130,11 @@ def _parameter(key: str, section: str, name: str, field: FieldInfo, own: bool) -
     option = typer.Option(
         list(default) or None if isinstance(default, tuple) else default,
         f"{flag}/--no-{flag[2:]}" if annotation is bool else flag,
-        help=escape(field.description or ""),
+        help=escape(_help(field, annotation)),
         rich_help_panel=_panel(section),
         show_default=bool(default_text(field)),
         min=bounds.get("ge"),
-        metavar=_metavar(field) if annotation is str else None,
+        metavar=_metavar(field, annotation),
     )
     kind: Any = list[annotation] if repeatable else annotation  # type: ignore[valid-type]
     return inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, annotation=kind | None, default=option)
@@ -143,8 +146,20 @@ def _panel(section: str) -> str:
     return f"{section.capitalize()} (environment: {env_name(section, first)} …)"
 
 
-def _metavar(field: FieldInfo) -> str:
+def _help(field: FieldInfo, annotation: Any) -> str:
+    """The description, with the choices, and the bounds that Typer does not show."""
+    choices = get_args(annotation) if get_origin(annotation) is Literal else ()
+    strict = [f"{sign} {_bounds(field)[key]:g}" for key, sign in (("gt", ">"), ("lt", "<")) if key in _bounds(field)]
+    extra = [f"One of {', '.join(choices)}."] if choices else []
+    return " ".join([field.description or "", *extra, *(f"({', '.join(strict)})" for _ in strict[:1])])
+
+
+def _metavar(field: FieldInfo, annotation: Any) -> str | None:
     """What to type: HEIGHTxWIDTH or OLD=NEW where the help says so."""
+    if get_origin(annotation) is Literal:
+        return "CHOICE"
+    if annotation is not str:
+        return {int: "INTEGER", float: "NUMBER", Path: "PATH"}.get(annotation)
     words = (word.strip(".,;:") for word in (field.description or "").split())
     return next((w for w in words if ("x" in w or "=" in w) and w.replace("x", "").replace("=", "").isupper()), "TEXT")
 
@@ -156,7 +171,7 @@ def _plain_type(annotation: Any) -> tuple[Any, bool]:
     if hasattr(annotation, "__metadata__"):
         annotation = get_args(annotation)[0]
     if get_origin(annotation) is tuple:
-        return get_args(annotation)[0], True
+        return _plain_type(get_args(annotation)[0])[0], True
     return annotation, False
 
 
@@ -169,9 +184,13 @@ def _bounds(field: FieldInfo) -> dict[str, float]:
     return bounds
 
 
+def _example(field: FieldInfo) -> object:
+    """The default, or what a value could look like where there is none."""
+    default = field.get_default()
+    return default if default is not None else (field.examples or [""])[0]
+
+
 def _toml_value(value: object) -> str:
-    if value is None:
-        return '""  # unset'
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):

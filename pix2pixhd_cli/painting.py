@@ -13,6 +13,7 @@ from pix2pixhd_cli.data.labels import majority_classes, tally
 from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.images import to_uint8
 from pix2pixhd_cli.model.build import side_multiple
+from pix2pixhd_cli.model.encoder import InstanceCodes, instance_codes
 from pix2pixhd_cli.model.pix2pixhd import Batch
 from pix2pixhd_cli.runs import Run
 from pix2pixhd_cli.settings import Settings, load_settings
@@ -35,7 +36,7 @@ class Painter:
         self.model = self.run.load_model(self.settings)
         self.multiple = side_multiple(self.settings)
         self._condition_and_generate = tf.function(self._generate, reduce_retracing=True)
-        self._encode = tf.function(self.model.encode, reduce_retracing=True)
+        self._encode = tf.function(self._encode_padded, reduce_retracing=True)
 
     @property
     def channels(self) -> int:
@@ -81,37 +82,53 @@ class Painter:
     ) -> NDArray[np.float32]:
         """The same as `paint`, but float32 [H, W, 3] in [-1, 1] as the generator gives it."""
         height, width = label.shape[:2]
-        padded = self._pad(label)
-        ids = self._pad(instance) if instance is not None else whole(padded)
+        ids = instance if instance is not None else whole(label)
+        if ids.shape != (height, width):
+            raise P2PHDError(f"the instance map is {ids.shape}, but its label map is {(height, width)}")
         features = None
         if self.model.encoder is not None:
-            pixels = self._pad(photo) if photo is not None else None
-            features = self._features(padded, ids, codes or {}, gains, pixels)
-        scene = tf.constant(padded, tf.int32 if padded.ndim == 2 else tf.uint8)[None]
-        fake = self._condition_and_generate(scene, tf.constant(ids, tf.int32)[None], features)
+            features = tf.constant(self._pad(self.features(ids, codes or {}, gains, photo))[None])
+        scene = tf.constant(self._pad(label), tf.int32 if label.ndim == 2 else tf.uint8)[None]
+        fake = self._condition_and_generate(scene, tf.constant(self._pad(ids), tf.int32)[None], features)
         picture: NDArray[np.float32] = fake[0, :height, :width].numpy()
         return picture
 
-    def _features(
+    def encode(self, photo: NDArray[np.uint8], instance: NDArray[np.integer]) -> InstanceCodes:
+        """The photo's own codes: of every instance in [H, W], from uint8 [H, W, 3], any size."""
+        if photo.shape[:2] != instance.shape:
+            raise P2PHDError(f"the photo is {photo.shape[:2]}, but its instance map is {instance.shape}")
+        size = tf.constant(instance.shape)
+        return self._encode(tf.constant(self._pad(photo))[None], tf.constant(instance, tf.int32)[None], size)
+
+    def features(
         self,
-        label: NDArray[np.integer],
         instance: NDArray[np.integer],
         codes: Mapping[int, Sequence[float] | NDArray[np.floating]],
         gains: Mapping[int, float] | float,
         photo: NDArray[np.uint8] | None,
-    ) -> tf.Tensor:
-        """The feature map k · E(photo) + b: float32 [1, H, W, C]."""
+    ) -> NDArray[np.float32]:
+        """The feature map k · E(photo) + b: float32 [H, W, C]; the arguments are those of `paint`."""
         ids, index = np.unique(instance, return_inverse=True)
-        gain = np.array([gains.get(int(i), 0.0) if isinstance(gains, Mapping) else gains for i in ids], np.float32)
-        code = np.array([codes.get(int(i), np.zeros(self.channels)) for i in ids], np.float32)
-        features = tf.constant(code[index.reshape(instance.shape)][None])
-        if not gain.any():
-            return features
-        if photo is None or photo.shape[:2] != instance.shape:
-            raise P2PHDError("a feature gain other than 0 needs the photo, of the label map's size")
-        pixels = tf.constant(photo[None].astype(np.float32) / 127.5 - 1)
-        encoded = self._encode(Batch(tf.constant(label)[None], tf.constant(instance, tf.int32)[None], pixels))
-        return features + encoded * gain[index.reshape(instance.shape)][None, ..., None]
+        strangers = {*codes, *(gains if isinstance(gains, Mapping) else ())} - set(ids.tolist())
+        if strangers:
+            raise P2PHDError(f"there is no instance {min(strangers)} in this picture")
+        code = np.zeros((len(ids), self.channels), np.float32)
+        for number, i in enumerate(ids.tolist()):
+            if len(chosen := codes.get(i, code[number])) != self.channels:
+                raise P2PHDError(f"the code of instance {i} has {len(chosen)} numbers instead of {self.channels}")
+            code[number] = chosen
+        gain = np.array([gains.get(i, 0.0) if isinstance(gains, Mapping) else gains for i in ids.tolist()], np.float32)
+        if gain.any():
+            if photo is None:
+                raise P2PHDError("a feature gain other than 0 needs the photo")
+            found = self.encode(photo, instance)
+            order = np.argsort(found.key.numpy())  # One picture: by instance id, as `ids`.
+            code = code + gain[:, None] * found.codes.numpy()[order]
+        return code[index.reshape(instance.shape)]
+
+    def _encode_padded(self, photo: tf.Tensor, instance: tf.Tensor, size: tf.Tensor) -> InstanceCodes:
+        raw = self.model.raw_features(tf.cast(photo, tf.float32) / 127.5 - 1.0)
+        return instance_codes(raw[:, : size[0], : size[1]], instance)
 
     def _generate(self, label: tf.Tensor, instance: tf.Tensor, features: tf.Tensor | None) -> tf.Tensor:
         batch = Batch(label, instance, tf.zeros([1, 1, 1, 3]))

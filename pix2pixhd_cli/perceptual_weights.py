@@ -56,7 +56,7 @@ def _download() -> Path:
 
     try:
         return Path(keras.utils.get_file(IMAGENET, IMAGENET_URL, cache_subdir="models", file_hash=IMAGENET_MD5))
-    except Exception as error:  # noqa: BLE001  Keras raises a bare Exception when it is off-line.
+    except Exception as error:  # Keras raises a bare Exception when it is off-line.
         raise P2PHDError(
             f"--perceptual-weights imagenet: cannot be downloaded ({str(error).splitlines()[0]}); give a file: Keras' "
             f"{IMAGENET}, a torchvision vgg19*.pth, or an .npz"

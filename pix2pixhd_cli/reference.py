@@ -21,7 +21,9 @@ def assign(network: keras.Model, state: Weights) -> None:
         # (O, I, h, w) and a transposed convolution's (I, O, h, w) both become (h, w, …) with their first two axes swapped.
         array = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
         if array.shape != tuple(variable.shape):
-            raise P2PHDError(f"layer {name} has shape {value.shape}, which fits no {variable.path} of {tuple(variable.shape)}")
+            raise P2PHDError(
+                f"layer {name} has shape {value.shape}, which fits no {variable.path} of {tuple(variable.shape)}"
+            )
         variable.assign(array)
     if len(ordered) > len(variables):
         raise P2PHDError(f"unexpected layer {list(ordered)[len(variables)]}")
@@ -44,11 +46,11 @@ def _scale(name: str) -> int:
 
 def infer_generator(state: Weights) -> dict[str, Any]:
     """The generator settings that a state dict's shapes tell, and `inputs`, its input channels."""
-    enhancers = max((int(found[1]) for name in state if (found := re.match(r"model(\d+)_1\.", name))), default=0)
+    enhancers = max((int(match[1]) for name in state if (match := re.match(r"model(\d+)_1\.", name))), default=0)
     plain = _kernels(state, r"model\.\d+\.weight")
     strided = [kernel for kernel in plain if kernel.shape[2] == 3]
     _refuse_unknown_norm(state)
-    found = {
+    found: dict[str, Any] = {
         "kind": "local" if enhancers else "global",
         "filters": plain[0].shape[0] >> enhancers,
         "downsamplings": len(strided) // 2,

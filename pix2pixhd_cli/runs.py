@@ -28,21 +28,31 @@ class Run:
         self.features = folder / "features.npz"
         self.clusters = folder / "clusters.npz"
 
-    def create(self, settings: Settings, spec: DatasetSpec, packed: Path | None, **sources: object) -> None:
-        """Write what a run starts with; `settings.json`, which makes it a run, comes last.
-
-        `sources` are recorded beside the packed data: what the networks started from, and which file the perceptual loss used.
-        """
+    def create(self, settings: Settings, spec: DatasetSpec, **sources: object) -> None:
+        """Write what a run starts with; `settings.json`, which makes it a run, comes last."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / "dataset.json", spec.model_dump_json(indent=1) + "\n")
-        sources = {"packed": packed, **sources}
-        named = {name: str(source.resolve()) if isinstance(source, Path) else source for name, source in sources.items()}
-        write_text(self.folder / "sources.json", json.dumps(named, indent=1) + "\n")
+        self.save_sources(**sources)
         self.save_settings(settings)
 
     def save_settings(self, settings: Settings) -> None:
         """Keep the settings the run was made with."""
         write_text(self.folder / "settings.json", save_settings(settings))
+
+    def save_section(self, settings: Settings, section: str) -> None:
+        """Change one section of the run's settings and leave what training wrote."""
+        path = self.folder / "settings.json"
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept[section] = getattr(settings, section).model_dump(mode="json")
+        write_text(path, json.dumps(kept, indent=1) + "\n")
+
+    def save_sources(self, **sources: object) -> None:
+        """Record where things came from, over what was recorded before: paths, checksums, names."""
+        path = self.folder / "sources.json"
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        for name, source in sources.items():
+            kept[name] = str(source.resolve()) if isinstance(source, Path) else source
+        write_text(path, json.dumps(kept, indent=1) + "\n")
 
     @property
     def exists(self) -> bool:
@@ -61,6 +71,8 @@ class Run:
         path = self.source("packed")
         if not path:
             raise P2PHDError(f"{self.folder}: does not know its packed data set; name it after RUN")
+        if not Path(path).exists():
+            raise P2PHDError(f"{path}: the packed data set is not there any more; if it moved, name it after RUN")
         return Path(path)
 
     def init_from(self) -> Path | None:
@@ -168,7 +180,9 @@ class Run:
 
 def checkpoint_state(model: Pix2PixHD, optimizers: Optimizers) -> tf.train.Checkpoint:
     """Everything that a training needs to go on exactly."""
-    named = {f"{name}_optimizer": optimizer for name, optimizer in optimizers._asdict().items() if optimizer is not None}
+    named = {
+        f"{name}_optimizer": optimizer for name, optimizer in optimizers._asdict().items() if optimizer is not None
+    }
     return tf.train.Checkpoint(**model.networks, **named)
 
 

@@ -45,19 +45,23 @@ def _checked_size(text: str) -> str:
 
 
 def _split_commas(value: object) -> object:
-    """Environment variables hold lists as `1,2,3`."""
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    """Environment variables hold lists as `1,2,3`, or as JSON where commas matter."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return json.loads(value)
+    return [part.strip() for part in value.split(",") if part.strip()]
 
 
 SizeText = Annotated[str, AfterValidator(_checked_size)]
-Integers = Annotated[tuple[int, ...], NoDecode, BeforeValidator(_split_commas)]
+Ids = Annotated[tuple[Annotated[int, Field(ge=0, le=65535)], ...], NoDecode, BeforeValidator(_split_commas)]
 Strings = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)]
 
 
 class Section(BaseModel):
     """A frozen group of settings that refuses unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class PrepareSettings(Section):
@@ -68,17 +72,24 @@ class PrepareSettings(Section):
         description="How SOURCE is laid out: the official Cityscapes tree, the flat SPLIT_label, SPLIT_inst, SPLIT_img "
         "(or SPLIT_A, SPLIT_B) folders of the public code, or two named folders.",
     )
-    width: int | None = Field(None, ge=1, description="Scale every example to this width, keeping its ratio.")
-    size: SizeText | None = Field(None, description="Scale every example to HEIGHTxWIDTH; the ratio may change.")
+    width: int | None = Field(
+        None, examples=[1024], ge=1, description="Scale every example to this width, keeping its ratio."
+    )
+    size: SizeText | None = Field(
+        None, examples=["512x1024"], description="Scale every example to HEIGHTxWIDTH; the ratio may change."
+    )
     multiple: int = Field(32, ge=1, description="Sides go to the nearest multiple of this.")
-    limit: int | None = Field(None, ge=1, description="Take only the first N examples of each split.")
+    limit: int | None = Field(None, examples=[100], ge=1, description="Take only the first N examples of each split.")
     classes: Path | None = Field(
         None,
+        examples=["classes.toml"],
         description="Class table, TOML or CSV: id, name, color, thing. Cityscapes' own table is built in for its layout; "
         "elsewhere classes default to 0 … the largest id seen.",
     )
     palette: bool = Field(False, description="Label maps are RGB pictures in the class table's colours.")
-    ignore_id: Integers = Field((255,), description="Label id without meaning: an all-zero one-hot. Repeatable.")
+    ignore_id: Ids = Field(
+        (255,), description="Label id without meaning: an all-zero one-hot. Repeatable; replaces the default."
+    )
     remap: Strings = Field((), description="OLD=NEW replaces a label id while reading. Repeatable.")
     instances: Literal["auto", "maps", "components", "none"] = Field(
         "auto",
@@ -95,14 +106,20 @@ class PrepareSettings(Section):
     )
     label_folder: str = Field("labels", description="Layout pairs: the folder of label maps (or RGB inputs) in SOURCE.")
     photo_folder: str = Field("photos", description="Layout pairs: the folder of photos in SOURCE.")
-    instance_folder: str = Field("instances", description="Layout pairs: the folder of instance maps in SOURCE.")
+    instance_folder: str | None = Field(
+        None,
+        examples=["instances"],
+        description="Layout pairs: the folder of instance maps; instances, if there is one.",
+    )
 
 
 class PackSettings(Section):
     """How a data set becomes TFRecord shards."""
 
     split: Strings = Field((), description="Split to pack; all of them by default. Repeatable.")
-    shards: int | None = Field(None, ge=1, description="Shards per split; by default one for every 256 MiB.")
+    shards: int | None = Field(
+        None, examples=[8], ge=1, description="Shards per split; by default one for every 256 MiB."
+    )
 
 
 class GeneratorSettings(Section):
@@ -112,7 +129,9 @@ class GeneratorSettings(Section):
         "global", description="The global generator alone, or local enhancers around it, for twice its resolution."
     )
     filters: int = Field(
-        64, ge=1, description="Filters at full resolution; the paper's local enhancer has 32, and so 64 in the global generator."
+        64,
+        ge=1,
+        description="Filters at full resolution; the paper's local enhancer has 32, and so 64 in the global generator.",
     )
     boundary: bool = Field(True, description="Show the networks the boundary map beside the classes.")
     downsamplings: int = Field(4, ge=1, description="Times the global generator halves the resolution.")
@@ -133,7 +152,9 @@ class EncoderSettings(Section):
     """The instance encoder that finds feature codes (paper, section 3.4)."""
 
     enabled: bool | None = Field(
-        None, description="Train an encoder; by default where there are photos and instances or classes to pool."
+        None,
+        examples=[True],
+        description="Train an encoder; by default where there are photos and instances or classes to pool.",
     )
     filters: int = Field(16, ge=1, description="Filters of the first layer.")
     downsamplings: int = Field(4, ge=1, description="Times the resolution is halved.")
@@ -151,6 +172,7 @@ class LossSettings(Section):
     feature_matching: float = Field(10.0, ge=0, description="Weight of the feature matching loss (paper, equation 4).")
     perceptual: float | None = Field(
         None,
+        examples=[10.0],
         ge=0,
         description="Weight of the perceptual loss, 10 in the paper; by default that if there are weights for it, else off.",
     )
@@ -173,9 +195,10 @@ class TrainSettings(Section):
     seed: int = Field(0, ge=0, description="Seed of weights, order, flips and crops.")
     split: str = Field("train", description="Split to train on.")
     flip: bool = Field(True, description="Mirror half of the examples, chosen anew each epoch.")
-    crop: SizeText | None = Field(None, description="Train on random crops of HEIGHTxWIDTH.")
+    crop: SizeText | None = Field(None, examples=["256x512"], description="Train on random crops of HEIGHTxWIDTH.")
     perceptual_weights: str | None = Field(
         None,
+        examples=["imagenet"],
         description="VGG for the perceptual loss: imagenet (Keras' download), a Keras .h5, a torchvision .pth, or an .npz.",
     )
     log_every: int = Field(50, ge=1, description="Steps between lines in metrics.jsonl.")
@@ -188,7 +211,9 @@ class TrainSettings(Section):
 class EncodeSettings(Section):
     """Which instances get feature codes."""
 
-    split: str = Field("train", description="Split whose instances are encoded.")
+    split: str | None = Field(
+        None, examples=["train"], description="Split whose instances are encoded; the run's training split by default."
+    )
 
 
 class ClusterSettings(Section):
@@ -204,7 +229,7 @@ class GenerateSettings(Section):
     """Which pictures to make, and in which style."""
 
     split: str = Field("val", description="Split to paint, where LABELS is a prepared data set.")
-    limit: int | None = Field(None, ge=1, description="Paint only the first N label maps.")
+    limit: int | None = Field(None, examples=[100], ge=1, description="Paint only the first N label maps.")
     feature_code: Strings = Field(
         (),
         description="TARGET=CHOICE. TARGET: a class (car), a class or instance id (26003), instance:17. CHOICE: a cluster's "
@@ -220,9 +245,11 @@ class GenerateSettings(Section):
     all_codes: Strings = Field(
         (), description="Class to paint in each of its styles, as a strip in OUT/strips. Repeatable."
     )
-    instance_map: Path | None = Field(None, description="Instance map, or a folder of them paired by name, for LABELS.")
+    instance_map: Path | None = Field(
+        None, examples=["instances"], description="Instance map, or a folder of them paired by name, for LABELS."
+    )
     photo: Path | None = Field(
-        None, description="Photo, or a folder of them paired by name, for the photo's own codes."
+        None, examples=["photos"], description="Photo, or a folder of them paired by name, for the photo's own codes."
     )
 
 
@@ -286,7 +313,7 @@ def flag_name(section: str, field: str, own: bool) -> str:
 
 def env_name(section: str, field: str) -> str:
     """The environment variable of a field."""
-    return f"{ENV_PREFIX}{section}__{field}".upper()
+    return f"{ENV_PREFIX}{section}__{field}".upper().removesuffix("__")
 
 
 def fields() -> Iterator[tuple[str, str, FieldInfo]]:
@@ -328,7 +355,9 @@ def merge(layers: list[Layer]) -> Settings:
     merged: Values = {}
     for layer in reversed(layers):
         for section, values in layer.values.items():
-            merged[section] = merged.get(section, {}) | values if isinstance(values, Mapping) else values
+            below = merged.get(section, {})
+            both = isinstance(values, Mapping) and isinstance(below, Mapping)
+            merged[section] = {**below, **values} if both else values
     try:
         return Settings(**merged)  # type: ignore[arg-type]
     except ValidationError as error:
@@ -338,7 +367,7 @@ def merge(layers: list[Layer]) -> Settings:
 def source_of(layers: list[Layer], section: str, field: str) -> str:
     """Name the source that decided a setting: a flag, variable or file by name, or `default`."""
     for layer in layers:
-        if field in layer.values.get(section, {}):
+        if field in (layer.values.get(section) or {}):
             return layer.name(section, field)
     return "default"
 
@@ -352,7 +381,9 @@ def _read_environment() -> Values:
     values = EnvSettingsSource(Settings)()
     for name in os.environ:
         section = name.upper().removeprefix(ENV_PREFIX).partition("__")[0].lower()
-        if name.upper().startswith(ENV_PREFIX) and "__" in name and section not in Settings.model_fields:
+        known = section in Settings.model_fields
+        near = section.partition("_")[0] in Settings.model_fields and not known
+        if name.upper().startswith(ENV_PREFIX) and (near or ("__" in name and not known)):
             raise SettingsError(
                 f"{name}: there is no section {section!r}; sections are {', '.join(Settings.model_fields)}"
             )
@@ -378,6 +409,8 @@ def _read_run(run: Path) -> Values:
         ) from None
     except ValueError as error:
         raise P2PHDError(f"{path}: damaged ({error})") from None
+    if not isinstance(values, dict):
+        raise P2PHDError(f"{path}: damaged (it holds no settings)")
     return values
 
 

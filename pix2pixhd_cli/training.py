@@ -1,6 +1,7 @@
 """The training loop: epochs, learning rate, and what is logged, sampled and saved on the way."""
 
 import math
+import shlex
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from pix2pixhd_cli.data.batches import epoch_batches
 from pix2pixhd_cli.data.dataset import Example
 from pix2pixhd_cli.data.pictures import write_picture
 from pix2pixhd_cli.data.records import PackedSplit
-from pix2pixhd_cli.errors import Interrupted
+from pix2pixhd_cli.errors import Interrupted, P2PHDError
 from pix2pixhd_cli.model.build import build_optimizers, side_multiple
 from pix2pixhd_cli.model.pix2pixhd import Batch, Losses, Pix2PixHD
 from pix2pixhd_cli.runs import Run, checkpoint_state
@@ -146,6 +147,7 @@ class Trainer:
                 for optimizer in filter(None, self.optimizers):
                     optimizer.learning_rate.assign(rate)
                 losses = self.step(batch, epoch)
+                _check_finite(losses, step, saved)
                 display.update(step, epoch, losses, len(batch.photo))
                 if step % chosen.log_every == 0 or step in (1, self.schedule.steps):
                     seconds = round(time.perf_counter() - began, 4)
@@ -161,7 +163,7 @@ class Trainer:
         if stop.signal:
             raise Interrupted(
                 f"stopped and saved at step {saved} of {self.schedule.steps}; go on with "
-                f"`p2phd train {self.split.packed} {run.folder} --resume`",
+                f"`{shlex.join(['p2phd', 'train', str(self.split.packed), str(run.folder), '--resume'])}`",
                 128 + stop.signal,
             )
 
@@ -219,6 +221,14 @@ def estimate_memory(model: Pix2PixHD, batch_size: int, height: int, width: int) 
     activations = sum(_bytes(output) for operation in graph.get_operations() for output in operation.outputs)
     weights = sum(network.count_params() for network in model.networks.values()) * 4
     return activations + 4 * weights
+
+
+def _check_finite(losses: dict[str, float], step: int, saved: int) -> None:
+    """Stop before weights that are no numbers are saved over good ones."""
+    for name, value in losses.items():
+        if not math.isfinite(value):
+            kept = f"the checkpoint of step {saved} is kept" if saved else "nothing was saved yet"
+            raise P2PHDError(f"step {step}: {name} is {value}; {kept}. Try a smaller --learning-rate")
 
 
 def _bytes(tensor: tf.Tensor) -> int:

@@ -12,7 +12,7 @@ from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.features import ClassStyles, FeatureClusters, FeatureCodes, Rule, Styler, parse_rules
 from pix2pixhd_cli.model.pix2pixhd import Batch
 from pix2pixhd_cli.painting import Painter
-from pix2pixhd_cli.pipeline.cluster import _find_styles
+from pix2pixhd_cli.pipeline.cluster import find_styles
 from pix2pixhd_cli.settings import ClusterSettings
 
 ROAD, CAR, SKY = 7, 26, 23
@@ -179,12 +179,13 @@ def fake_codes(code: list[list[float]], label: list[int], share: list[float]) ->
         box=np.zeros((n, 4), np.int32),
         split=np.array("train"),
         packed=np.array("nowhere"),
+        step=np.array(7),
     )
 
 
 def test_clustering_takes_large_instances_per_class() -> None:
     codes = fake_codes([[0.0], [0.1], [5.0], [5.1], [99.0], [7.0]], [1, 1, 1, 1, 1, 2], [0.5] * 4 + [0.001] * 2)
-    found = _find_styles(codes, ClusterSettings(clusters=2))
+    found = find_styles(codes, ClusterSettings(clusters=2))
     assert sorted(found.classes[1].centres.ravel().tolist()) == pytest.approx([0.05, 5.05])
     assert found.classes[1].counts.tolist() == [2, 2]
     assert found.classes[1].mean.tolist() == pytest.approx([np.mean([0, 0.1, 5, 5.1, 99])])
@@ -193,7 +194,7 @@ def test_clustering_takes_large_instances_per_class() -> None:
 
 def test_there_are_never_more_styles_than_different_codes() -> None:
     codes = fake_codes([[1.0], [1.0], [2.0]], [1, 1, 1], [0.5] * 3)
-    assert len(_find_styles(codes, ClusterSettings(clusters=10)).classes[1].centres) == 2
+    assert len(find_styles(codes, ClusterSettings(clusters=10)).classes[1].centres) == 2
 
 
 def test_names_follow_the_nearest_centre(clusters: FeatureClusters, spec: DatasetSpec) -> None:
@@ -222,7 +223,6 @@ def test_names_follow_the_nearest_centre(clusters: FeatureClusters, spec: Datase
         ("dragon:0=x", "there is no class 'dragon'"),
         ("road=x", "write CLASS:INDEX=NAME"),
         ("road:0", "write CLASS:INDEX=NAME"),
-        ("road:1=asphalt", "'asphalt' is another style's name"),
         ("road:1=random", "'random' cannot be a name"),
         ("road:1=7", "'7' cannot be a name"),
     ],
@@ -230,6 +230,13 @@ def test_names_follow_the_nearest_centre(clusters: FeatureClusters, spec: Datase
 def test_bad_names(clusters: FeatureClusters, spec: DatasetSpec, text: str, message: str) -> None:
     with pytest.raises(P2PHDError, match=f"--name {text}: .*{message}"):
         clusters.rename([text], spec)
+
+
+def test_names_can_be_given_again_and_swapped_but_not_shared(clusters: FeatureClusters, spec: DatasetSpec) -> None:
+    assert clusters.rename(["road:0=asphalt"], spec).classes[ROAD].names == ("asphalt", "")
+    assert clusters.rename(["road:0=", "road:1=asphalt"], spec).classes[ROAD].names == ("", "asphalt")
+    with pytest.raises(P2PHDError, match="'asphalt' would be the name of two styles of road"):
+        clusters.rename(["road:1=asphalt"], spec)
 
 
 def test_a_name_can_be_taken_away(clusters: FeatureClusters, spec: DatasetSpec) -> None:

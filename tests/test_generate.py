@@ -92,7 +92,7 @@ def test_padding_does_not_reach_into_a_picture_that_fits(run: Path, dataset: Pat
     label = read(dataset / "val" / "label" / f"{STEMS[0]}.png").astype(np.uint16)
     whole = painter.paint(label)
     assert whole.shape == (32, 64, 3)
-    features = painter._features(label, label.astype(np.int32), {}, 0.0, None)
+    features = painter.features(label.astype(np.int32), {}, 0.0, None)[None]
     import tensorflow as tf
 
     direct = painter._generate(tf.constant(label, tf.int32)[None], tf.constant(label, tf.int32)[None], features)
@@ -132,8 +132,8 @@ def test_the_gate(run: Path, dataset: Path) -> None:
     for i in ids:
         own = example.instance == i
         expected[own] = gains[i] * raw[own].mean(0) + codes[i]
-    features = painter._features(example.label, example.instance, codes, gains, example.photo)
-    np.testing.assert_allclose(features[0], expected, atol=1e-5)
+    features = painter.features(example.instance, codes, gains, example.photo)
+    np.testing.assert_allclose(features, expected, atol=1e-5)
 
 
 def test_photo_codes_are_a_gain_of_one(p2phd: Command, run: Path, dataset: Path, tmp_path: Path) -> None:

@@ -54,7 +54,9 @@ def close(actual: Any, expected: NDArray[Any]) -> None:
 
 
 def check_generator(case: str, config: dict[str, Any], vectors: Vectors) -> None:
-    network = generator(config["kind"], config["ngf"], config["nd"], config["nb"], config.get("nl", 0), config.get("nbl", 0))
+    network = generator(
+        config["kind"], config["ngf"], config["nd"], config["nb"], config.get("nl", 0), config.get("nbl", 0)
+    )
     network.build((None, None, None, config["in_channels"]))
     assign(network, read_state_dict(GOLDEN / f"{case}_net_G.pth"))
     close(network(vectors["x"]), vectors["y"])

@@ -32,10 +32,13 @@ def test_class_tables(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("t.csv", "id,colour\n1,red\n", "'name' is missing"),
+        ("t.csv", "id,colour\n1,red\n", "unknown key 'colour'"),
+        ("t.csv", "id\n1\n", "'name' is missing"),
+        ("t.csv", "id,name,r,g,b\n1,a,300,0,0\n", "color.0 300: Input should be less than or equal to 255"),
+        ("t.csv", "id,name\n1,\n", "should have at least 1 character"),
         ("t.csv", "id,name\n1,a\n1,b\n", "id 1 stands there twice"),
         ("t.csv", "id,name\n1,a\n2,a\n", "name 'a' stands there twice"),
-        ("t.csv", "id,name\n-1,a\n", "id -1 is outside"),
+        ("t.csv", "id,name\n-1,a\n", "id -1: Input should be greater than or equal to 0"),
         ("t.csv", "id,name\nx,a\n", "invalid literal"),
         ("t.csv", "id,name\n", "holds no class"),
         ("t.csv", "id,name,color\n1,a,red\n", "#rrggbb"),

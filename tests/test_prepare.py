@@ -9,7 +9,7 @@ import pytest
 
 from pix2pixhd_cli.boundary import boundary_map
 from pix2pixhd_cli.data.dataset import DatasetSpec, read_example, read_spec
-from pix2pixhd_cli.errors import DataProblems, P2PHDError
+from pix2pixhd_cli.errors import DataProblems, Interrupted, P2PHDError
 from pix2pixhd_cli.pipeline.prepare import prepare
 from pix2pixhd_cli.settings import Settings
 from tests.conftest import read, save
@@ -89,7 +89,7 @@ def test_an_interrupted_run_leaves_the_same_bytes(city: Path, tmp_path: Path, mo
         return original(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(module, "_convert", convert)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted, match="the same command goes on"):
         prepared(source)
     assert not (tmp_path / "made").exists()
     monkeypatch.setattr(module, "_convert", original)
@@ -97,7 +97,7 @@ def test_an_interrupted_run_leaves_the_same_bytes(city: Path, tmp_path: Path, mo
     again = tmp_path / "again"
     prepare(source, again)
     assert snapshot(dataset) == snapshot(again)
-    assert not (tmp_path / "made.partial").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "city", "made"]
 
 
 @pytest.mark.parametrize(
@@ -232,4 +232,78 @@ def test_all_problems_are_shown_and_nothing_is_written(city: Path, tmp_path: Pat
         "toytown_000004_000019_gtFine_instanceIds.png: is an 8-bit picture",
     ):
         assert part in text
-    assert not (tmp_path / "made").exists() and not (tmp_path / "made.partial").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["city"]
+
+
+def test_leftovers_of_other_settings_never_reach_the_data_set(
+    city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pix2pixhd_cli.pipeline.prepare as module
+
+    source, original, calls = tmp_path / "city", module._convert, []
+    shutil.copytree(city, source)
+    dataset, _ = prepared(source, width=64)
+    before = snapshot(dataset)
+
+    def convert(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "_convert", convert)
+    with pytest.raises(Interrupted):
+        prepared(source, width=96)
+    monkeypatch.setattr(module, "_convert", original)
+    prepared(source, width=64)
+    assert snapshot(dataset) == before
+
+
+def test_a_file_lost_from_the_data_set_is_made_again_and_strangers_are_left_alone(city: Path, tmp_path: Path) -> None:
+    source = tmp_path / "city"
+    shutil.copytree(city, source)
+    dataset, _ = prepared(source)
+    before = snapshot(dataset)
+    (dataset / "notes.txt").write_text("mine")
+    next((dataset / "train" / "label").iterdir()).unlink()
+    prepared(source)
+    assert snapshot(dataset) == before | {"notes.txt": b"mine"}
+    _, spec = prepared(source, width=128)
+    assert (dataset / "notes.txt").exists() and spec.splits["train"][0].width == 128
+
+
+def test_a_split_without_instance_maps_among_others_is_refused(flat: Path) -> None:
+    for n in range(3):
+        save(flat / "train_inst" / f"{n}.png", np.full((10, 14), n, np.uint16))
+    save(flat / "val_label" / "9.png", np.zeros((10, 14), np.uint8))
+    with pytest.raises(DataProblems) as caught:
+        prepared(flat, layout="pix2pixhd", multiple=2)
+    assert "has no instance map, but others have one" in caught.value.problems[0].what
+
+
+def test_ignored_classes_take_no_channel(flat: Path, tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("id,name\n" + "".join(f"{n},c{n}\n" for n in (0, 1, 2, 3, 4, 255)))
+    _, spec = prepared(flat, layout="pix2pixhd", multiple=2, classes=table)
+    assert spec.labels == 5 and len(spec.classes) == 5
+
+
+def test_splits_without_label_maps_are_left_out_aloud(
+    city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "city"
+    shutil.copytree(city, source)
+    save(source / "leftImg8bit/test/berlin/a_leftImg8bit.png", np.zeros((32, 64, 3), np.uint8))
+    _, spec = prepared(source)
+    assert list(spec.splits) == ["train", "val"]
+    assert "test: 1 photos without any label map; this split is left out" in capsys.readouterr().err
+
+
+def test_pairs_sorted_in_two_ways_are_refused(tmp_path: Path) -> None:
+    save(tmp_path / "src/labels/train/a.png", np.zeros((32, 32), np.uint8))
+    save(tmp_path / "src/photos/a.png", np.zeros((32, 32, 3), np.uint8))
+    with pytest.raises(P2PHDError, match="holds pictures, but there are folders of splits too"):
+        prepared(tmp_path / "src", layout="pairs")
+    (tmp_path / "src/photos/a.png").rename(tmp_path / "src/labels/b.png")
+    with pytest.raises(P2PHDError, match="nope: no such folder; name it with --instance-folder"):
+        prepared(tmp_path / "src", layout="pairs", instance_folder="nope")

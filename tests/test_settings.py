@@ -66,6 +66,8 @@ def test_lists_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load_settings()
     assert settings.prepare.ignore_id == (0, 255)
     assert settings.generate.feature_code == ("road=1",)
+    monkeypatch.setenv("P2PHD_GENERATE__FEATURE_CODE", '["road=0.1,-0.4,0.9", "car=1"]')
+    assert load_settings().generate.feature_code == ("road=0.1,-0.4,0.9", "car=1")
 
 
 @pytest.mark.parametrize(
@@ -91,6 +93,7 @@ def test_bad_files_are_refused_by_name(file: Path, text: str, message: str) -> N
         ("P2PHD_TRAIN__EPOCHS", "many", "P2PHD_TRAIN__EPOCHS: input should be a valid integer"),
         ("P2PHD_TRAIN__EPOCHS", "0", "P2PHD_TRAIN__EPOCHS: input should be greater than or equal to 1"),
         ("P2PHD_TRAIN__EPOCH", "3", "P2PHD_TRAIN__EPOCH: unknown"),
+        ("P2PHD_TRAIN_EPOCHS", "3", "P2PHD_TRAIN_EPOCHS: there is no section"),
         ("P2PHD_TRIAN__EPOCHS", "3", "P2PHD_TRIAN__EPOCHS: there is no section 'trian'"),
     ],
 )
@@ -136,14 +139,16 @@ def test_config_init_writes_a_file_that_changes_nothing(p2phd: Command, tmp_path
     assert p2phd("config", "init", path).code == 1
 
 
-def test_every_commented_line_of_config_init_is_valid_once_uncommented(tmp_path: Path) -> None:
+def test_every_line_of_config_init_is_valid_once_uncommented(tmp_path: Path) -> None:
     settable = [line for line in settings_toml().splitlines() if re.match(r"\[|# [a-z_0-9]+ = ", line)]
-    lines = [line.removeprefix("# ") for line in settable]
-    values = tomllib.loads("\n".join(line for line in lines if not line.endswith("# unset")))
     path = tmp_path / "all.toml"
-    path.write_text("\n".join(line for line in lines if not line.endswith("# unset")))
-    assert load_settings(config=path) == Settings()
-    assert {(s, f) for s in values for f in values[s]} <= {(s, f) for s, f, _ in fields()}
+    path.write_text("\n".join(line.removeprefix("# ") for line in settable))
+    values = tomllib.loads(path.read_text())
+    assert {(s, f) for s in values for f in values[s]} == {(s, f) for s, f, _ in fields()}
+    settings = load_settings(config=path)
+    for section, name, field in fields():
+        if field.get_default() is not None:
+            assert getattr(getattr(settings, section), name) == field.get_default()
 
 
 def test_parse_size() -> None:

@@ -29,7 +29,10 @@ class _Tensor:
         self.key, self.dtype, self.shape, self.length, self.offset = key, dtype, shape, length, offset
 
 
-class _Pickler(pickle._Pickler):  # type: ignore[name-defined]
+_Base: Any = vars(pickle)["_Pickler"]  # The one in Python, whose `save` can be overridden.
+
+
+class _Pickler(_Base):
     """Writes `_Tensor`s the way PyTorch does."""
 
     def save(self, obj: Any, save_persistent_id: bool = True) -> Any:
@@ -41,7 +44,7 @@ class _Pickler(pickle._Pickler):  # type: ignore[name-defined]
             self.save(_Torch("torch._utils", "_rebuild_tensor_v2"))
             self.write(b"(")
             self.write(b"(")
-            for part in ("storage", _Torch("torch", obj.dtype), obj.key, "cpu", obj.length, *self.extra):  # type: ignore[attr-defined]
+            for part in ("storage", _Torch("torch", obj.dtype), obj.key, "cpu", obj.length, *self.extra):
                 self.save(part)
             self.write(b"tQ")
             for part in (obj.offset, obj.shape, tuple(strides), False, {}):
@@ -82,7 +85,12 @@ def test_zip_files_of_any_precision(tmp_path: Path, dtype: str, code: str) -> No
 def test_legacy_files(tmp_path: Path) -> None:
     state = {"a.weight": _Tensor("77", "HalfStorage", (4, 6), 24)}
     parts = [pickle.dumps(LEGACY_MAGIC, 2), pickle.dumps(1001, 2), pickle.dumps({"little_endian": True}, 2)]
-    parts += [pickled(state, extra=(None,)), pickle.dumps(["77"], 2), struct.pack("<q", 24), VALUES.astype("<f2").tobytes()]
+    parts += [
+        pickled(state, extra=(None,)),
+        pickle.dumps(["77"], 2),
+        struct.pack("<q", 24),
+        VALUES.astype("<f2").tobytes(),
+    ]
     (tmp_path / "n.pth").write_bytes(b"".join(parts))
     np.testing.assert_array_equal(read_state_dict(tmp_path / "n.pth")["a.weight"], VALUES.reshape(4, 6))
 

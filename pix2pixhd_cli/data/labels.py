@@ -4,17 +4,19 @@ import csv
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pix2pixhd_cli.errors import P2PHDError
 
 MAX_CLASSES = 1024
-Colour = tuple[int, int, int]
+MAX_ID = 65535
+Level = Annotated[int, Field(ge=0, le=255)]
+Colour = tuple[Level, Level, Level]
 
 
 class LabelClass(BaseModel):
@@ -22,8 +24,8 @@ class LabelClass(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    id: int
-    name: str
+    id: int = Field(ge=0, lt=MAX_CLASSES)
+    name: str = Field(min_length=1)
     color: Colour
     thing: bool = False
 
@@ -71,19 +73,27 @@ def read_class_table(path: Path) -> tuple[LabelClass, ...]:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-        rows = tomllib.loads(text)["classes"] if path.suffix == ".toml" else list(csv.DictReader(text.splitlines()))
+        toml = path.suffix.lower() == ".toml"
+        rows = tomllib.loads(text)["classes"] if toml else list(csv.DictReader(text.splitlines()))
         classes = tuple(sorted((_read_class(dict(row)) for row in rows), key=lambda c: c.id))
     except FileNotFoundError:
         raise P2PHDError(f"--classes {path}: no such file") from None
     except KeyError as error:
         raise P2PHDError(f"--classes {path}: {error} is missing; needed are id and name of every class") from None
-    except (OSError, ValueError, TypeError, tomllib.TOMLDecodeError, ValidationError) as error:
-        raise P2PHDError(f"--classes {path}: {str(error).splitlines()[0]}") from None
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise P2PHDError(f"--classes {path}: {where} {problem['input']!r}: {problem['msg']}") from None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise P2PHDError(f"--classes {path}: is no class table ({str(error).splitlines()[0]})") from None
     _check_classes(path, classes)
     return classes
 
 
 def _read_class(row: dict[str, Any]) -> LabelClass:
+    unknown = sorted(set(map(str, row)) - {"id", "name", "color", "r", "g", "b", "thing"})
+    if unknown:
+        raise ValueError(f"unknown key {unknown[0]!r}; known are id, name, color or r, g, b, and thing")
     identity = int(row["id"])
     colour = row.get("color") or ([row["r"], row["g"], row["b"]] if "r" in row else distinct_colour(identity))
     if isinstance(colour, str):
@@ -93,7 +103,7 @@ def _read_class(row: dict[str, Any]) -> LabelClass:
         colour = [int(digits[n : n + 2], 16) for n in (0, 2, 4)]
     red, green, blue = map(int, colour)
     thing = str(row.get("thing", "")).strip().lower() in ("1", "true", "yes")
-    return LabelClass(id=identity, name=str(row["name"]).strip(), color=(red, green, blue), thing=thing)
+    return LabelClass(id=identity, name=str(row["name"] or "").strip(), color=(red, green, blue), thing=thing)
 
 
 def _check_classes(path: Path, classes: Sequence[LabelClass]) -> None:
@@ -104,9 +114,6 @@ def _check_classes(path: Path, classes: Sequence[LabelClass]) -> None:
         twice = sorted({v for v in values if values.count(v) > 1})
         if twice:
             raise P2PHDError(f"--classes {path}: {what} {twice[0]!r} stands there twice")
-    outside = [c.id for c in classes if not 0 <= c.id < MAX_CLASSES]
-    if outside:
-        raise P2PHDError(f"--classes {path}: id {outside[0]} is outside 0 … {MAX_CLASSES - 1}")
 
 
 def find_class(classes: Iterable[LabelClass], text: str) -> LabelClass | None:
@@ -121,8 +128,8 @@ def parse_remap(texts: Iterable[str]) -> dict[int, int]:
     mapping = {}
     for text in texts:
         old, _, new = text.partition("=")
-        if not (old.isdecimal() and new.isdecimal()):
-            raise P2PHDError(f"--remap {text}: write OLD=NEW with two ids, such as --remap 34=255")
+        if not (old.isdecimal() and new.isdecimal()) or max(int(old), int(new)) > MAX_ID:
+            raise P2PHDError(f"--remap {text}: write OLD=NEW with two ids of 0 … {MAX_ID}, such as --remap 34=255")
         mapping[int(old)] = int(new)
     return mapping
 
@@ -196,7 +203,7 @@ def draw_polygons(document: Any, classes: Iterable[LabelClass]) -> tuple[NDArray
         counts: dict[str, int] = {}
         for thing in document["objects"]:
             name = str(thing["label"])
-            if thing.get("deleted") or name == "license plate":
+            if thing.get("deleted") or name.startswith("license plate") or len(thing["polygon"]) < 3:
                 continue
             group = name not in by_name and name.endswith("group")
             found = by_name.get(name.removesuffix("group") if group else name)
@@ -209,7 +216,7 @@ def draw_polygons(document: Any, classes: Iterable[LabelClass]) -> tuple[NDArray
             outline = [(x, y) for x, y in thing["polygon"]]
             ImageDraw.Draw(label).polygon(outline, fill=found.id)
             ImageDraw.Draw(instance).polygon(outline, fill=identity)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"is not a Cityscapes polygon file ({error})") from None
     return np.asarray(label).astype(np.uint16), np.asarray(instance).astype(np.int32)
 
@@ -229,7 +236,13 @@ def tally(instance: NDArray[np.integer], label: NDArray[np.integer]) -> Tally:
     lengths = np.diff(np.append(starts, key.size))
     pairs, inverse = np.unique(key[starts], return_inverse=True)
     pixels = np.bincount(inverse, weights=lengths).astype(np.int64)
-    return Tally(pairs >> 16, pairs & 0xFFFF, pixels)
+    return Tally(pairs >> 16, pairs & MAX_ID, pixels)
+
+
+def shared_colours(classes: Iterable[LabelClass]) -> list[tuple[str, str]]:
+    """Pairs of classes of one colour, which `ids_from_colours` cannot tell apart."""
+    first: dict[Colour, str] = {}
+    return [(kept, c.name) for c in classes if (kept := first.setdefault(c.color, c.name)) != c.name]
 
 
 def majority_classes(counts: Tally) -> tuple[dict[int, int], int]:

@@ -38,6 +38,7 @@ class RawTree:
 
     examples: list[RawExample] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     input: InputKind = "labels"
     deep_instances: bool = False  # Instance maps must have 16 bits.
 
@@ -83,13 +84,20 @@ def read_pix2pixhd(source: Path) -> RawTree:
     return tree
 
 
-def read_pairs(source: Path, label_folder: str, photo_folder: str, instance_folder: str) -> RawTree:
+def read_pairs(source: Path, label_folder: str, photo_folder: str, instance_folder: str | None) -> RawTree:
     """Two named folders of equal stems (three with instance maps), with a folder per split in each, or all `train`."""
-    folders = {"label": source / label_folder, "photo": source / photo_folder, "instance": source / instance_folder}
-    for kind in ("label", "photo"):
-        if not folders[kind].is_dir():
-            raise P2PHDError(f"{folders[kind]}: no such folder; name it with --{kind}-folder")
-    splits = _folders(folders["label"]) | _folders(folders["photo"])
+    named = {"label": label_folder, "photo": photo_folder, "instance": instance_folder or "instances"}
+    folders = {kind: source / name for kind, name in named.items()}
+    for kind, folder in folders.items():
+        if not folder.is_dir() and (kind != "instance" or instance_folder is not None):
+            raise P2PHDError(f"{folder}: no such folder; name it with --{kind}-folder")
+    present = [folder for folder in folders.values() if folder.is_dir()]
+    splits = {split for folder in present for split in _folders(folder) if _pictures(folder / split)}
+    flat = [folder for folder in present if _pictures(folder)]
+    if splits and flat:
+        raise P2PHDError(
+            f"{flat[0]}: holds pictures, but there are folders of splits too ({min(splits)}); sort them the same way"
+        )
     tree = RawTree()
     for split in sorted(splits) or [""]:
         files = {kind: _by_stem(_pictures(folder / split), tree) for kind, folder in folders.items()}
@@ -102,10 +110,12 @@ def _pair(tree: RawTree, split: str, files: dict[str, dict[str, Path]]) -> None:
 
     A split without photos is fine, and outside `train` so is a label map without a photo.
     """
-    inputs = files["label"] or files.get("polygons", {})
-    inputs = {**files.get("polygons", {}), **inputs}
+    inputs = {**files.get("polygons", {}), **files["label"]}
     if not inputs and not files["photo"]:
         tree.problems.append(Problem(split, "this split is empty; fill it or remove its folders"))
+    if files["photo"] and not inputs:
+        tree.notes.append(f"{split}: {len(files['photo'])} photos without any label map; this split is left out")
+        return
     for stem, path in files["photo"].items():
         if stem not in inputs:
             tree.problems.append(Problem(str(path), f"photo without a label map: no label map has the stem {stem}"))
@@ -125,14 +135,19 @@ def _by_stem(paths: Iterable[Path], tree: RawTree) -> dict[str, Path]:
     """Files by stem, official endings removed; two files of one stem are a problem."""
     found: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(paths):
-        stem = path.stem
-        for suffix in SUFFIXES:
-            stem = stem.removesuffix(suffix)
-        found[stem].append(path)
+        found[stem_of(path)].append(path)
     for stem, files in found.items():
         if len(files) > 1:
             tree.problems.append(Problem(str(files[1]), f"has the stem {stem} of {files[0].name}; stems must differ"))
     return {stem: files[0] for stem, files in found.items()}
+
+
+def stem_of(path: Path) -> str:
+    """A file's stem without official endings."""
+    stem = path.stem
+    for suffix in SUFFIXES:
+        stem = stem.removesuffix(suffix)
+    return stem
 
 
 def _pictures(folder: Path) -> list[Path]:

@@ -42,7 +42,13 @@ def read_label_map(path: Path) -> NDArray[np.uint16]:
                 path,
                 f"is a {picture.mode} picture, not a map of class ids; if its colours stand for classes, use --palette",
             )
-        return _ids(path, picture).astype(np.uint16)
+        ids = _ids(path, picture)
+        if ids.max(initial=0) >= 1 << 16:
+            row, column = np.argwhere(ids >= 1 << 16)[0]
+            raise PictureError(
+                path, f"id {ids[row, column]} at row {row}, column {column} is over 65535; is it an instance map?"
+            )
+        return ids.astype(np.uint16)
 
 
 def read_colour_map(path: Path) -> NDArray[np.uint8]:

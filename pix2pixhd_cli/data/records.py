@@ -6,6 +6,7 @@ A record is complete in itself: `stem`, `height`, `width`, `label` and `instance
 (uint16, or uint8 RGB for RGB inputs, and int32), `photo` as PNG or JPEG bytes, empty where there is none.
 """
 
+import hashlib
 import struct
 import zlib
 from pathlib import Path
@@ -103,10 +104,11 @@ def parse(record: tf.Tensor, rgb: bool) -> dict[str, tf.Tensor]:
 class PackedSplit:
     """A split of a packed data set, with its records in any order.
 
-    Records lie in the order of the data set's entries, so that `entries[n]` describes record n.
+    Records lie in the order of the data set's entries, so that `entries[n]` describes record n. `verify` compares every
+    shard's checksum first.
     """
 
-    def __init__(self, packed: Path, split: str) -> None:
+    def __init__(self, packed: Path, split: str, *, verify: bool = False) -> None:
         self.packed = packed
         self.split = split
         self.spec = read_pack_spec(packed)
@@ -116,7 +118,7 @@ class PackedSplit:
         self.files = [packed / shard.file for shard in self.spec.shards[split]]
         self.places: list[Place] = []
         for number, (shard, path) in enumerate(zip(self.spec.shards[split], self.files, strict=True)):
-            _check_shard(path, shard)
+            _check_shard(path, shard, verify)
             self.places += _index(path, number, shard.records)
         if len(self.places) != len(self.entries):
             raise P2PHDError(f"{packed}: pack.json and the shards of {split!r} disagree; pack again")
@@ -129,6 +131,11 @@ class PackedSplit:
     def __len__(self) -> int:
         return len(self.places)
 
+    @property
+    def digest(self) -> str:
+        """One checksum for the whole split."""
+        return hashlib.sha256("".join(s.sha256 for s in self.spec.shards[self.split]).encode()).hexdigest()
+
     def read(self, number: int) -> bytes:
         """The bytes of record `number`."""
         place = self.places[number]
@@ -138,7 +145,10 @@ class PackedSplit:
 
     def example(self, number: int) -> Example:
         """Record `number` as arrays."""
-        fields = parse(tf.constant(self.read(number)), self.rgb)
+        try:
+            fields = parse(tf.constant(self.read(number)), self.rgb)
+        except tf.errors.OpError as error:
+            raise P2PHDError(f"{self.packed}: record {number} of {self.split!r} is damaged; pack again") from error
         photo: NDArray[np.uint8] = fields["photo"].numpy()
         return Example(
             self.entries[number].stem,
@@ -164,11 +174,15 @@ def read_pack_spec(packed: Path) -> PackSpec:
         raise P2PHDError(f"{path}: damaged or of another version ({str(error).splitlines()[0]})") from None
 
 
-def _check_shard(path: Path, shard: Shard) -> None:
+def _check_shard(path: Path, shard: Shard, verify: bool) -> None:
     if not path.exists():
         raise P2PHDError(f"{path}: this shard is missing; pack again")
     if path.stat().st_size != shard.bytes:
         raise P2PHDError(f"{path}: has {path.stat().st_size} bytes instead of {shard.bytes}; pack again")
+    if verify:
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+                raise P2PHDError(f"{path}: is damaged, its checksum is not the one in pack.json; pack again")
 
 
 def _index(path: Path, shard: int, records: int) -> list[Place]:

@@ -20,7 +20,13 @@ from numpy.typing import NDArray
 
 from pix2pixhd_cli.errors import P2PHDError
 
-STORAGES = {"FloatStorage": "<f4", "HalfStorage": "<f2", "DoubleStorage": "<f8", "LongStorage": "<i8", "IntStorage": "<i4"}
+STORAGES = {
+    "FloatStorage": "<f4",
+    "HalfStorage": "<f2",
+    "DoubleStorage": "<f8",
+    "LongStorage": "<i8",
+    "IntStorage": "<i4",
+}
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 StateDict = dict[str, NDArray[np.floating]]
 
@@ -51,7 +57,9 @@ class _Reader(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.names:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no state dict needs; nothing in it was run")
+            raise pickle.UnpicklingError(
+                f"it asks for {module}.{name}, which no state dict needs; nothing in it was run"
+            )
         return self.names[module, name]
 
     def persistent_load(self, pid: Any) -> _Storage:
@@ -131,15 +139,17 @@ def _array(view: _View, values: Callable[[_Storage], bytes]) -> NDArray[np.float
 def read_class_dict(path: Path) -> dict[int, NDArray[np.float64]]:
     """Read a `.npy` that holds a pickled dict of arrays by class id; raises `P2PHDError`."""
     core = ("numpy.core.multiarray", "numpy._core.multiarray")
-    names = {(module, "_reconstruct"): _reconstruct for module in core}
+    names: dict[tuple[str, str], Any] = {(module, "_reconstruct"): _reconstruct for module in core}
     names |= {(module, "scalar"): lambda dtype, data: np.frombuffer(data, dtype)[0] for module in core}
     names |= {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype, ("_codecs", "encode"): codecs.encode}
     try:
         with path.open("rb") as file:
             version = np.lib.format.read_magic(file)
-            read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            read_header = (
+                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            )
             shape, _, dtype = read_header(file)
-            if dtype != object or shape != ():
+            if not dtype.hasobject or shape != ():
                 raise ValueError("it holds no dict")
             loaded = _Reader(file, names).load()
         content = loaded.item() if isinstance(loaded, np.ndarray) else loaded

@@ -30,7 +30,9 @@ class Vgg:
         rest = iter(weights)
         for count in BLOCKS[convolutions]:
             pairs = [next(rest) for _ in range(count)]
-            self.blocks.append([tuple(tf.Variable(a, trainable=False, dtype=tf.float32) for a in pair) for pair in pairs])
+            self.blocks.append(
+                [tuple(tf.Variable(a, trainable=False, dtype=tf.float32) for a in pair) for pair in pairs]
+            )
 
     def __call__(self, picture: tf.Tensor) -> list[tf.Tensor]:
         """relu1_1, relu2_1, …, relu5_1 of pictures, float32 [B, H, W, 3] in [-1, 1].

@@ -126,9 +126,7 @@ class Pix2PixHD:
         """
         if not self.labels:
             return condition_picture(batch.label)
-        return condition(
-            batch.label, batch.instance, labels=self.labels, ignored=self.ignored, boundary=self.boundary
-        )
+        return condition(batch.label, batch.instance, labels=self.labels, ignored=self.ignored, boundary=self.boundary)
 
     def raw_features(self, photo: tf.Tensor) -> tf.Tensor:
         """E's features before pooling: float32 [B, H, W, channels] from photos [B, H, W, 3] in [-1, 1].

@@ -38,16 +38,17 @@ def cluster(
     chosen = settings or load_settings(run=run)
     folder = Run(run)
     codes, spec = FeatureCodes.load(folder.features), folder.spec()
-    clusters = _find_styles(codes, chosen.cluster)
+    clusters = find_styles(codes, chosen.cluster)
     if folder.clusters.exists():
         clusters = clusters.inherit_names(FeatureClusters.load(folder.clusters))
     clusters = clusters.rename(names, spec)
-    folder.save_settings(chosen)
+    folder.save_section(chosen, "cluster")
     clusters.save(folder.clusters)
     _report(clusters, spec)
     try:
-        split = PackedSplit(packed or Path(str(codes.packed)), str(codes.split))
+        split = _encoded_split(codes, packed)
     except P2PHDError as error:
+        (run / "clusters.png").unlink(missing_ok=True)
         console.warn(f"no picture of the styles: {error} (if the packed data moved, name it after RUN)")
         return clusters
     write_picture(run / "clusters.png", _picture(codes, clusters, spec, chosen.cluster, split))
@@ -55,7 +56,20 @@ def cluster(
     return clusters
 
 
-def _find_styles(codes: FeatureCodes, settings: ClusterSettings) -> FeatureClusters:
+def _encoded_split(codes: FeatureCodes, packed: Path | None) -> PackedSplit:
+    """The packed split that was encoded; raises `P2PHDError` if it is not there any more, or is another one."""
+    if not packed and not str(codes.packed):
+        raise P2PHDError("the codes were imported, without photos")
+    split = PackedSplit(packed or Path(str(codes.packed)), str(codes.split))
+    sides = {entry.stem: (entry.height, entry.width) for entry in split.entries}
+    for stem, box in zip(codes.stem, codes.box, strict=True):
+        height, width = sides.get(str(stem), (0, 0))
+        if box[2] > height or box[3] > width:
+            raise P2PHDError(f"{split.packed}: is not what was encoded ({stem} is missing or smaller)")
+    return split
+
+
+def find_styles(codes: FeatureCodes, settings: ClusterSettings) -> FeatureClusters:
     """K-means per class over its larger instances, with at most as many centres as there are different codes."""
     classes = {}
     for identity in np.unique(codes.label):
@@ -70,7 +84,7 @@ def _find_styles(codes: FeatureCodes, settings: ClusterSettings) -> FeatureClust
             sizes, inertia = np.bincount(found.labels_, minlength=count).astype(np.int32), float(found.inertia_)
         mean = codes.code[of_class].mean(0)
         classes[int(identity)] = ClassStyles(centres, sizes, ("",) * count, mean, inertia)
-    return FeatureClusters(classes, codes.code.shape[1])
+    return FeatureClusters(classes, codes.code.shape[1], int(codes.step))
 
 
 def _report(clusters: FeatureClusters, spec: DatasetSpec) -> None:

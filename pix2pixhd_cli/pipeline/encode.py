@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 
 from pix2pixhd_cli import console
@@ -13,8 +12,8 @@ from pix2pixhd_cli.data.labels import majority_classes, tally
 from pix2pixhd_cli.data.records import PackedSplit
 from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.features import FeatureCodes
-from pix2pixhd_cli.model.encoder import instance_codes
-from pix2pixhd_cli.pipeline.train import check_classes
+from pix2pixhd_cli.painting import Painter
+from pix2pixhd_cli.pipeline.train import check_classes, check_photos
 from pix2pixhd_cli.runs import Run
 from pix2pixhd_cli.settings import Settings, load_settings
 
@@ -31,28 +30,21 @@ def encode(run: Path, packed: Path | None = None, settings: Settings | None = No
         raise P2PHDError(
             f"{run}: was trained without an encoder, so it has no feature codes; train with --encoder-enabled"
         )
-    model = folder.load_model(chosen)
-    split = PackedSplit(packed or folder.packed(), chosen.encode.split)
+    painter = Painter(run, chosen)
+    split = PackedSplit(packed or folder.packed(), chosen.encode.split or chosen.train.split, verify=True)
     check_classes(folder, split)
-    bare = [entry.stem for entry in split.entries if entry.photo is None]
-    if bare:
-        raise P2PHDError(
-            f"{split.packed}: {len(bare)} examples of {split.split!r} have no photo, the first is {bare[0]}"
-        )
-
-    @tf.function(reduce_retracing=True)
-    def pooled(photo: tf.Tensor, instance: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        result = instance_codes(model.raw_features(tf.cast(photo, tf.float32) / 127.5 - 1.0), instance)
-        return result.codes, result.key
-
+    check_photos(split)
     parts = []
     with console.progress("encoding", len(split)) as bar:
         for number in range(len(split)):
             example = split.example(number)
-            code, key = pooled(tf.constant(example.photo)[None], tf.constant(example.instance)[None])
-            parts.append(_describe(example, code.numpy(), key.numpy()))
+            assert example.photo is not None
+            found = painter.encode(example.photo, example.instance)
+            if not np.isfinite(found.codes.numpy()).all():
+                raise P2PHDError(f"{run}: its encoder gives no finite codes; the training went wrong, train again")
+            parts.append(_describe(example, found.codes.numpy(), found.key.numpy()))
             bar.advance(bar.task_ids[0])
-    codes = _join(parts, split)
+    codes = _join(parts, split, folder.last_step())
     codes.save(folder.features)
     console.info(f"encoded {len(codes.label)} instances of {len(split)} pictures into {folder.features}")
     return codes
@@ -83,10 +75,11 @@ def _describe(example: Example, code: NDArray[np.float32], key: NDArray[np.int64
     }
 
 
-def _join(parts: list[dict[str, NDArray[Any]]], split: PackedSplit) -> FeatureCodes:
+def _join(parts: list[dict[str, NDArray[Any]]], split: PackedSplit, step: int) -> FeatureCodes:
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return FeatureCodes(
         **joined,
         split=np.array(split.split),
         packed=np.array(str(split.packed.resolve())),
+        step=np.array(step, np.int64),
     )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pix2pixhd_cli import console, images
 from pix2pixhd_cli.data import pictures
 from pix2pixhd_cli.data.dataset import read_example, read_spec, whole
-from pix2pixhd_cli.data.layouts import PICTURES, SUFFIXES
+from pix2pixhd_cli.data.layouts import PICTURES, stem_of
 from pix2pixhd_cli.data.pictures import PictureError, write_picture
 from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.features import (
@@ -56,14 +56,30 @@ def generate(run: Path, labels: Path, out: Path, settings: Settings | None = Non
     scenes = _Scenes(painter, labels, chosen.generate, styler.needs_photo())
     if out.exists() and not out.is_dir():
         raise P2PHDError(f"{out}: is a file; name a folder for the pictures")
+    _refuse_overwriting(scenes, out)
     written = []
     with console.progress("painting", len(scenes)) as bar:
         for scene in scenes:
             written.append(_paint(painter, styler, scene, out, chosen.generate, shown))
             bar.advance(bar.task_ids[0])
     _warn(painter, styler)
+    if styler.clusters is not None and styler.clusters.step != painter.run.last_step():
+        console.warn(
+            f"{run} was trained on since its styles were found; `p2phd encode` and `p2phd cluster` find them anew"
+        )
     console.info(f"painted {len(written)} pictures into {out}")
     return written
+
+
+def _refuse_overwriting(scenes: "_Scenes", out: Path) -> None:
+    """Never paint over a label map, an instance map or a photo."""
+    taken = {path.resolve() for path in scenes.inputs}
+    for stem in scenes.stems:
+        for target in (out / f"{stem}.png", out / "grids" / f"{stem}.png"):
+            if target.resolve() in taken:
+                raise P2PHDError(
+                    f"{target}: would be painted over, and is an input; name another folder for the pictures"
+                )
 
 
 def _styler(painter: Painter, settings: GenerateSettings) -> tuple[Styler, list[tuple[str, ClassStyles, int]]]:
@@ -175,6 +191,21 @@ class _Scenes:
     def __len__(self) -> int:
         return len(self._items)
 
+    @property
+    def stems(self) -> list[str]:
+        """The pictures' names."""
+        return [item["entry"].stem if "entry" in item else stem_of(item["label"]) for item in self._items]
+
+    @property
+    def inputs(self) -> list[Path]:
+        """Every file that is read."""
+        files = [item[kind] for item in self._items if "entry" not in item for kind in ("label", "instance", "photo")]
+        for item in self._items:
+            if "entry" in item:
+                split, stem = item["split"], item["entry"].stem
+                files += [item["folder"] / split / kind / f"{stem}.png" for kind in ("label", "instance", "photo")]
+        return [path for path in files if path is not None]
+
     def __iter__(self) -> Iterator[Scene]:
         for item in self._items:
             scene = self._read_entry(**item) if "entry" in item else self._read_files(**item)
@@ -201,7 +232,9 @@ class _Scenes:
             _check_ids(self.painter, label, ids)
         instances = pictures.read_instance_map(instance) if instance is not None else whole(ids)
         wanted = photo is not None and self.with_photos
-        return Scene(_stem(label), ids, instances, pictures.read_photo(photo) if wanted and photo is not None else None)
+        return Scene(
+            stem_of(label), ids, instances, pictures.read_photo(photo) if wanted and photo is not None else None
+        )
 
 
 def _from_dataset(
@@ -215,6 +248,8 @@ def _from_dataset(
         raise P2PHDError(
             f"{folder}: a data set brings its own instance maps and photos; leave --instance-map and --photo out"
         )
+    if painter.spec.has_instances and not spec.has_instances:
+        console.warn(f"{folder} has no instance maps: the regions of a class count as one instance")
     entries = spec.entries(settings.split)
     bare = [entry.stem for entry in entries[: settings.limit] if entry.photo is None]
     if with_photos and bare:
@@ -240,9 +275,9 @@ def _from_files(labels: Path, settings: GenerateSettings) -> list[dict[str, Any]
             raise P2PHDError(f"{flag} {source}: no such file or folder")
         beside = _pictures(source, prefer="_gtFine_instanceIds" if kind == "instance" else "_leftImg8bit")
         for item in items:
-            match = source if source.is_file() and len(items) == 1 else beside.get(_stem(item["label"]))
+            match = source if source.is_file() and len(items) == 1 else beside.get(stem_of(item["label"]))
             if match is None:
-                raise P2PHDError(f"{flag} {source}: nothing here has the stem {_stem(item['label'])}")
+                raise P2PHDError(f"{flag} {source}: nothing here has the stem {stem_of(item['label'])}")
             item[kind] = match
     return items
 
@@ -251,14 +286,13 @@ def _pictures(source: Path, prefer: str = "_gtFine_labelIds") -> dict[str, Path]
     """Pictures by stem; of several with one stem, the one that ends as preferred."""
     files = sorted(source.iterdir()) if source.is_dir() else [source]
     files = [path for path in files if path.suffix.lower() in PICTURES and not path.name.startswith(".")]
-    return {_stem(path): path for path in sorted(files, key=lambda p: p.stem.endswith(prefer))}
-
-
-def _stem(path: Path) -> str:
-    stem = path.stem
-    for suffix in SUFFIXES:
-        stem = stem.removesuffix(suffix)
-    return stem
+    found: dict[str, Path] = {}
+    for path in sorted(files, key=lambda p: p.stem.endswith(prefer)):
+        other = found.get(stem_of(path))
+        if other is not None and other.stem == path.stem:
+            raise P2PHDError(f"{path}: has the name of {other.name}; names must differ")
+        found[stem_of(path)] = path
+    return found
 
 
 def _check_ids(painter: Painter, path: Path, label: NDArray[np.uint16]) -> None:

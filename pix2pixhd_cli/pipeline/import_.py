@@ -61,7 +61,7 @@ def import_checkpoint(
         _assign(checkpoint, epoch, name[0].upper(), network, states)
     codes = _read_codes(checkpoint / "features.npy")
     clusters = _read_clusters(checkpoint, codes, settings.encoder.channels)
-    folder.create(settings, spec, packed=None, imported=checkpoint)
+    folder.create(settings, spec, imported=checkpoint)
     folder.save_model(model)
     folder.save_checkpoint(tf.train.Checkpoint(**model.networks), 0, keep=1)
     if codes is not None:
@@ -103,21 +103,25 @@ def _infer(
     encoded = found["E"]["channels"] if "E" in found else 0
     scene = found["D"].pop("inputs") - 3 if "D" in found else inputs - encoded
     if inputs - scene != encoded:
-        what = f"takes {inputs - scene} feature channels, but the encoder gives {encoded}" if encoded else (
-            f"takes {inputs - scene} feature channels, but there is no net_E.pth beside it"
+        what = (
+            f"takes {inputs - scene} feature channels, but the encoder gives {encoded}"
+            if encoded
+            else (f"takes {inputs - scene} feature channels, but there is no net_E.pth beside it")
         )
         raise P2PHDError(f"{checkpoint}: the generator {what}")
     labels, boundary = _split_scene(checkpoint, scene, options, labels, boundary)
     loss = {
         "gan": "vanilla" if options.get("no_lsgan") == "True" else "lsgan",
-        "feature_matching": 0.0 if options.get("no_ganFeat_loss") == "True" else float(options.get("lambda_feat", 10.0)),
+        "feature_matching": 0.0
+        if options.get("no_ganFeat_loss") == "True"
+        else float(options.get("lambda_feat", 10.0)),
         "perceptual": 0.0,
     }
     settings = Settings(
-        generator={**found["G"], "boundary": boundary},  # type: ignore[arg-type]
-        discriminator=found.get("D", {}),  # type: ignore[arg-type]
-        encoder={**found.get("E", {}), "enabled": "E" in found},  # type: ignore[arg-type]
-        loss=loss,  # type: ignore[arg-type]
+        generator={**found["G"], "boundary": boundary},
+        discriminator=found.get("D", {}),
+        encoder={**found.get("E", {}), "enabled": "E" in found},
+        loss=loss,
     )
     return settings, labels
 
@@ -188,6 +192,7 @@ def _read_codes(path: Path) -> FeatureCodes | None:
         box=np.zeros((len(rows), 4), np.int32),
         split=np.array("train"),
         packed=np.array(""),
+        step=np.array(0, np.int64),
     )
 
 

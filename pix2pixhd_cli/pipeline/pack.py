@@ -10,7 +10,7 @@ import tensorflow as tf
 from pix2pixhd_cli import console
 from pix2pixhd_cli.data.dataset import DatasetSpec, ExampleEntry, map_path, photo_path, read_example, read_spec
 from pix2pixhd_cli.data.pictures import write_text
-from pix2pixhd_cli.data.records import PackSpec, Shard, serialise
+from pix2pixhd_cli.data.records import PackSpec, Shard, read_pack_spec, serialise
 from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.settings import Settings
 
@@ -25,9 +25,10 @@ def pack(dataset: Path, packed: Path, settings: Settings | None = None) -> PackS
     chosen = (settings or Settings()).pack
     spec = read_spec(dataset)
     splits = {split: spec.entries(split) for split in chosen.split or spec.splits}
-    if packed.exists() and (not packed.is_dir() or (any(packed.iterdir()) and not (packed / "pack.json").exists())):
+    old = read_pack_spec(packed) if (packed / "pack.json").exists() else None
+    if packed.exists() and (not packed.is_dir() or (old is None and any(packed.iterdir()))):
         raise P2PHDError(f"{packed}: holds other files; name a new or empty folder for the shards")
-    staging = packed.with_name(f"{packed.name}.partial")
+    staging = packed.resolve().with_name(f".{packed.resolve().name}.p2phd-partial")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
@@ -37,18 +38,27 @@ def pack(dataset: Path, packed: Path, settings: Settings | None = None) -> PackS
                 for split in splits
             }
         result = PackSpec(shards=shards, dataset=spec)
-        write_text(staging / "pack.json", result.model_dump_json(indent=1) + "\n")
-        shutil.rmtree(packed, ignore_errors=True)
-        staging.replace(packed)
+        _publish(result, old, staging, packed)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     rows = [
-        (split, sum(s.records for s in files), len(files), f"{sum(s.bytes for s in files) / 1e6:.1f} MB")
+        (split, sum(s.records for s in files), len(files), console.size(sum(s.bytes for s in files)))
         for split, files in shards.items()
     ]
     console.table("Packed", ["split", "examples", "shards", "size"], rows)
     console.info(f"wrote {packed}")
     return result
+
+
+def _publish(spec: PackSpec, old: PackSpec | None, staging: Path, packed: Path) -> None:
+    """Put the new shards in the place of the old ones, and the description last."""
+    packed.mkdir(parents=True, exist_ok=True)
+    (packed / "pack.json").unlink(missing_ok=True)
+    for shard in (shard for shards in (old.shards.values() if old is not None else ()) for shard in shards):
+        (packed / shard.file).unlink(missing_ok=True)
+    for path in sorted(staging.iterdir()):
+        path.replace(packed / path.name)
+    write_text(packed / "pack.json", spec.model_dump_json(indent=1) + "\n")
 
 
 def _pack_split(

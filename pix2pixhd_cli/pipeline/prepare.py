@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,7 +27,7 @@ from pix2pixhd_cli.data.dataset import DatasetSpec, ExampleEntry, map_path, phot
 from pix2pixhd_cli.data.labels import LabelClass
 from pix2pixhd_cli.data.layouts import RawExample, RawTree
 from pix2pixhd_cli.data.pictures import PictureError, write_text
-from pix2pixhd_cli.errors import DataProblems, P2PHDError, Problem
+from pix2pixhd_cli.errors import DataProblems, Interrupted, P2PHDError, Problem
 from pix2pixhd_cli.settings import PrepareSettings, Settings, Size, parse_size
 
 RECORDS = ".prepared"
@@ -63,13 +63,11 @@ class Recipe:
         return labels.parse_remap(self.settings.remap)
 
     @cached_property
-    def known_ids(self) -> NDArray[np.bool_] | None:
-        """Which of the 65,536 ids are allowed; None if any is."""
-        if self.classes is None:
-            return None
-        known = np.zeros(1 << 16, bool)
-        known[[c.id for c in self.classes]] = True
-        known[[i for i in self.settings.ignore_id if i < 1 << 16]] = True
+    def known_ids(self) -> NDArray[np.bool_]:
+        """Which of the 65,536 ids are allowed."""
+        known = np.zeros(labels.MAX_ID + 1, bool)
+        known[range(labels.MAX_CLASSES) if self.classes is None else [c.id for c in self.classes]] = True
+        known[list(self.settings.ignore_id)] = True
         return known
 
     @cached_property
@@ -113,20 +111,23 @@ class Recipe:
         found = labels.find_class(self.classes or (), text)
         if found is not None:
             return found.id
-        if self.classes is None and text.isdecimal():
-            return int(text)
+        if self.classes is None and text.removeprefix("class ").isdecimal():
+            return int(text.removeprefix("class "))
         raise P2PHDError(f"--component-class {text}: there is no such class")
 
 
 def prepare(source: Path, dataset: Path, settings: Settings | None = None) -> DatasetSpec:
     """Check `source` and write `dataset` with its `dataset.json` and `contact_sheet.png`; returns the description.
 
-    Raises `DataProblems` with every problem there is, having written nothing.
+    Raises `DataProblems` with the problems of every example and of their pairing, having written nothing.
     """
     recipe = _read_recipe(source, (settings or Settings()).prepare)
-    staging = dataset.with_name(f"{dataset.name}.partial")
     _refuse_foreign(dataset)
-    records, problems = _convert_all(recipe, dataset, staging)
+    staging = dataset.resolve().with_name(f".{dataset.resolve().name}.p2phd-partial")
+    try:
+        records, problems = _convert_all(recipe, dataset, staging)
+    except KeyboardInterrupt:
+        raise Interrupted("stopped; the same command goes on where it was", 130) from None
     try:
         if problems:
             raise DataProblems(problems, f"nothing was written to {dataset}; mend these files and run again")
@@ -134,14 +135,14 @@ def prepare(source: Path, dataset: Path, settings: Settings | None = None) -> Da
     except P2PHDError:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    _publish(spec, staging, dataset)
+    _publish(recipe, spec, records, staging, dataset)
     _write_contact_sheet(dataset, spec)
     _report(recipe, spec, records, dataset)
     return spec
 
 
 def _read_recipe(source: Path, settings: PrepareSettings) -> Recipe:
-    """Find the files and the class table; problems of pairing are raised here."""
+    """Find the files and the class table."""
     if not source.is_dir():
         raise P2PHDError(f"{source}: no such folder")
     if settings.width is not None and settings.size is not None:
@@ -153,12 +154,16 @@ def _read_recipe(source: Path, settings: PrepareSettings) -> Recipe:
     for split in tree.splits:
         examples += [e for e in tree.examples if e.split == split][: settings.limit]
     tree.examples = examples
-    relative = [replace(p, where=p.where.removeprefix(f"{source}/")) for p in tree.problems]
-    if relative:
-        raise DataProblems(relative, "nothing was written; mend the pairing and run again")
-    if not examples:
+    tree.problems = [replace(p, where=p.where.removeprefix(f"{source}/")) for p in tree.problems]
+    if not examples and not tree.problems:
         raise P2PHDError(f"{source}: no label maps found in layout {settings.layout}")
-    return Recipe(settings, tree, _class_table(settings, tree), source)
+    for note in tree.notes:
+        console.warn(note)
+    recipe = Recipe(settings, tree, _class_table(settings, tree), source)
+    if settings.palette:
+        for kept, lost in labels.shared_colours(recipe.classes or ()):
+            console.warn(f"{kept} and {lost} have one colour; its pixels are taken for {kept}")
+    return recipe
 
 
 def _read_tree(source: Path, settings: PrepareSettings) -> RawTree:
@@ -194,25 +199,34 @@ def _refuse_foreign(dataset: Path) -> None:
 def _convert_all(recipe: Recipe, dataset: Path, staging: Path) -> tuple[list[Record], list[Problem]]:
     """Convert every example on all cores; unchanged ones are taken as they are."""
     records: list[Record] = []
-    problems: list[Problem] = []
+    problems = list(recipe.tree.problems)
 
-    def work(example: RawExample) -> Record | Problem:
-        try:
-            fingerprint = _fingerprint(recipe, example)
-            done = _known_record(dataset, example, fingerprint) or _known_record(staging, example, fingerprint)
-            return done or _convert(recipe, example, fingerprint, staging)
-        except PictureError as error:
-            where = error.path.relative_to(recipe.source) if error.path.is_relative_to(recipe.source) else error.path
-            return Problem(str(where), error.what)
+    def work(example: RawExample) -> Record | list[PictureError]:
+        fingerprint = _fingerprint(recipe, example)
+        for root in (dataset, staging):
+            done = _known_record(recipe, root, example, fingerprint)
+            if done is not None:
+                return done
+        return _convert(recipe, example, fingerprint, staging)
 
     with console.progress("preparing", len(recipe.tree.examples)) as bar, ThreadPoolExecutor() as pool:
-        for result in pool.map(work, recipe.tree.examples):
-            if isinstance(result, Problem):
-                problems.append(result)
-            else:
-                records.append(result)
-            bar.advance(bar.task_ids[0])
+        try:
+            for result in pool.map(work, recipe.tree.examples):
+                if isinstance(result, Record):
+                    records.append(result)
+                else:
+                    problems += [_problem(recipe, error) for error in result]
+                bar.advance(bar.task_ids[0])
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     return records, problems
+
+
+def _problem(recipe: Recipe, error: PictureError) -> Problem:
+    """A reader's complaint, with the file named as it lies in SOURCE."""
+    inside = error.path.is_relative_to(recipe.source)
+    return Problem(str(error.path.relative_to(recipe.source) if inside else error.path), error.what)
 
 
 def _record_path(root: Path, split: str, stem: str) -> Path:
@@ -225,36 +239,37 @@ def _fingerprint(recipe: Recipe, example: RawExample) -> str:
     for path in (example.label, example.instance, example.polygons, example.photo):
         if path is not None:
             state = path.stat()
-            digest.update(f"{path.name} {state.st_size} {state.st_mtime_ns}\n".encode())
+            digest.update(f"{path.relative_to(recipe.source)} {state.st_size} {state.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
-def _known_record(root: Path, example: RawExample, fingerprint: str) -> Record | None:
+def _known_record(recipe: Recipe, root: Path, example: RawExample, fingerprint: str) -> Record | None:
+    """The record of an example that is whole under `root` and made from these sources; None otherwise."""
     try:
         record = Record.model_validate_json(_record_path(root, example.split, example.stem).read_text())
     except (OSError, ValueError):
         return None
-    return record if record.fingerprint == fingerprint else None
+    whole = record.fingerprint == fingerprint and all(
+        path.exists() for path in _files(root, recipe, example.split, record.entry)
+    )
+    return record if whole else None
 
 
-def _convert(recipe: Recipe, example: RawExample, fingerprint: str, staging: Path) -> Record:
-    """Read, check, scale and write one example; the record comes last."""
-    label, instance = _read_maps(recipe, example)
-    height, width = label.shape[:2]
-    size = recipe.target(height, width)
-    suffix = _write_photo(example, Size(height, width), size, staging)
-    if label.ndim == 3:
-        label = images.fit(label.astype(np.uint8), *size)
-        pictures.write_picture(map_path(staging, example.split, "label", example.stem), label)
-        counts = labels.Tally(*(np.zeros(0, np.int64) for _ in range(3)))
-    else:
-        label, instance = (_nearest(ids, size) for ids in (label, instance))
-        pictures.write_ids(map_path(staging, example.split, "label", example.stem), label)
-        boundary = boundary_map(instance).astype(np.uint8) * 255
-        pictures.write_picture(map_path(staging, example.split, "boundary", example.stem), boundary)
-        counts = labels.tally(instance, label)
-    if recipe.has_instances:
-        pictures.write_ids(map_path(staging, example.split, "instance", example.stem), instance)
+def _convert(recipe: Recipe, example: RawExample, fingerprint: str, staging: Path) -> Record | list[PictureError]:
+    """Read, check, scale and write one example, the record last; or say everything that is wrong with it."""
+    maps = _tried(_read_maps, recipe, example)
+    photo = _tried(pictures.read_photo, example.photo) if example.photo is not None else None
+    faults = [fault for fault in (maps, photo) if isinstance(fault, PictureError)]
+    if isinstance(maps, tuple) and isinstance(photo, np.ndarray) and photo.shape[:2] != maps[0].shape[:2]:
+        assert example.photo is not None
+        faults.append(PictureError(example.photo, f"is {_sides(photo)}, but its label map is {_sides(maps[0])}"))
+    if faults or isinstance(maps, PictureError) or isinstance(photo, PictureError):
+        return faults
+    label, instance = maps
+    raw = Size(*label.shape[:2])
+    size = recipe.target(*raw)
+    suffix = _write_photo(example, photo, size, staging) if photo is not None else None
+    counts = _write_maps(recipe, example, label, instance, size, staging)
     of_instance, spanning = labels.majority_classes(counts)
     pixels: Counter[int] = Counter()
     for identity, count in zip(counts.label.tolist(), counts.pixels.tolist(), strict=True):
@@ -262,8 +277,8 @@ def _convert(recipe: Recipe, example: RawExample, fingerprint: str, staging: Pat
     record = Record(
         fingerprint=fingerprint,
         entry=ExampleEntry(stem=example.stem, height=size.height, width=size.width, photo=suffix),
-        raw_height=height,
-        raw_width=width,
+        raw_height=raw.height,
+        raw_width=raw.width,
         pixels=dict(sorted(pixels.items())),
         instances=dict(sorted(Counter(of_instance.values()).items())),
         spanning=spanning,
@@ -271,6 +286,31 @@ def _convert(recipe: Recipe, example: RawExample, fingerprint: str, staging: Pat
     )
     write_text(_record_path(staging, example.split, example.stem), record.model_dump_json() + "\n")
     return record
+
+
+def _tried(read: Callable[..., Any], *arguments: Any) -> Any:
+    """What `read` gives, or the `PictureError` that it raises."""
+    try:
+        return read(*arguments)
+    except PictureError as error:
+        return error
+
+
+def _write_maps(
+    recipe: Recipe, example: RawExample, label: NDArray[Any], instance: NDArray[np.int32], size: Size, staging: Path
+) -> labels.Tally:
+    """Scale and write label, boundary and instance map (or the RGB input); returns the pixels per instance and class."""
+    path = map_path(staging, example.split, "label", example.stem)
+    if label.ndim == 3:
+        pictures.write_picture(path, images.fit(label.astype(np.uint8), *size))
+        return labels.Tally(*(np.zeros(0, np.int64) for _ in range(3)))
+    label, instance = (_nearest(ids, size) for ids in (label, instance))
+    pictures.write_ids(path, label)
+    boundary = boundary_map(instance).astype(np.uint8) * 255
+    pictures.write_picture(map_path(staging, example.split, "boundary", example.stem), boundary)
+    if recipe.has_instances:
+        pictures.write_ids(map_path(staging, example.split, "instance", example.stem), instance)
+    return labels.tally(instance, label)
 
 
 def _count_renamed(recipe: Recipe, of_instance: dict[int, int]) -> int:
@@ -296,11 +336,18 @@ def _read_maps(recipe: Recipe, example: RawExample) -> tuple[NDArray[Any], NDArr
     if recipe.settings.instances == "components":
         chosen = recipe.component_ids
         return label, labels.components(label, chosen if chosen is not None else _present(recipe, label))
-    if example.instance is None:
-        return label, drawn[1]  # type: ignore[index]
-    instance = pictures.read_instance_map(example.instance, deep=recipe.tree.deep_instances)
+    if example.instance is not None:
+        source, instance = (
+            example.instance,
+            pictures.read_instance_map(example.instance, deep=recipe.tree.deep_instances),
+        )
+    elif example.polygons is not None and drawn is not None:
+        source, instance = example.polygons, drawn[1]
+    else:
+        what = "has no instance map, but others have one; give it one, or use --instances components or none"
+        raise PictureError(example.input, what)
     if instance.shape != label.shape:
-        raise PictureError(example.instance, f"is {_sides(instance)}, but its label map is {_sides(label)}")
+        raise PictureError(source, f"is {_sides(instance)}, but its label map is {_sides(label)}")
     return label, instance
 
 
@@ -330,11 +377,7 @@ def _present(recipe: Recipe, label: NDArray[np.uint16]) -> list[int]:
 
 def _check_ids(recipe: Recipe, example: RawExample, label: NDArray[np.uint16]) -> None:
     """Refuse ids that no class has, naming the first pixel."""
-    known = recipe.known_ids
-    if known is None:
-        known = np.arange(1 << 16) < labels.MAX_CLASSES
-        known[[i for i in recipe.settings.ignore_id if i < 1 << 16]] = True
-    bad = ~known[label]
+    bad = ~recipe.known_ids[label]
     if bad.any():
         row, column = np.argwhere(bad)[0]
         value = int(label[row, column])
@@ -346,24 +389,18 @@ def _check_ids(recipe: Recipe, example: RawExample, label: NDArray[np.uint16]) -
         )
 
 
-def _write_photo(example: RawExample, raw: Size, size: Size, staging: Path) -> str | None:
-    """Check and write the photo; unscaled files are copied as they are. Returns the suffix it got."""
-    if example.photo is None:
-        return None
-    photo = pictures.read_photo(example.photo)
-    if photo.shape[:2] != raw:
-        raise PictureError(example.photo, f"is {_sides(photo)}, but its label map is {raw}")
-    suffix = {".jpeg": ".jpg"}.get(example.photo.suffix.lower(), example.photo.suffix.lower())
-    suffix = suffix if size == raw and suffix in (".png", ".jpg") else ".png"
-    target = staging / example.split / "photo" / f"{example.stem}{suffix}"
-    if size != raw:
-        pictures.write_picture(target, images.fit(photo, *size))
-    elif suffix == example.photo.suffix.lower().replace("jpeg", "jpg"):
+def _write_photo(example: RawExample, photo: NDArray[np.uint8], size: Size, staging: Path) -> str:
+    """Write the photo; an unscaled PNG or JPEG is copied as it is. Returns the suffix it got."""
+    assert example.photo is not None
+    suffix = {".png": ".png", ".jpg": ".jpg", ".jpeg": ".jpg"}.get(example.photo.suffix.lower())
+    copied = suffix is not None and photo.shape[:2] == size
+    target = staging / example.split / "photo" / f"{example.stem}{suffix if copied else '.png'}"
+    if copied:
         with pictures.whole_file(target) as beside:
             shutil.copyfile(example.photo, beside)
     else:
-        pictures.write_picture(target, photo)
-    return suffix
+        pictures.write_picture(target, images.fit(photo, *size) if photo.shape[:2] != size else photo)
+    return target.suffix
 
 
 def _nearest(ids: NDArray[Any], size: Size) -> NDArray[Any]:
@@ -389,6 +426,8 @@ def _describe(recipe: Recipe, records: Sequence[Record]) -> DatasetSpec:
         if not seen:
             raise P2PHDError(f"{recipe.source}: every pixel of every label map has an ignored id")
         classes = labels.plain_classes(max(seen))
+        if max(seen) == 255:
+            console.warn("id 255 is taken for a class; if it means nothing, add --ignore-id 255")
     splits: dict[str, list[ExampleEntry]] = {split: [] for split in recipe.tree.splits}
     pixels: dict[str, Counter[int]] = {split: Counter() for split in recipe.tree.splits}
     for example, record in zip(recipe.tree.examples, records, strict=True):
@@ -397,7 +436,8 @@ def _describe(recipe: Recipe, records: Sequence[Record]) -> DatasetSpec:
     if recipe.tree.input == "rgb":
         channels = 0
     else:
-        channels = labels.CITYSCAPES_LABELS if classes == labels.CITYSCAPES else max(c.id for c in classes) + 1
+        last = max((c.id for c in classes if c.id not in ignored), default=0)
+        channels = labels.CITYSCAPES_LABELS if classes == labels.CITYSCAPES else last + 1
     return DatasetSpec(
         input=recipe.tree.input,
         classes=tuple(c for c in classes if c.id not in ignored),
@@ -409,34 +449,45 @@ def _describe(recipe: Recipe, records: Sequence[Record]) -> DatasetSpec:
     )
 
 
-def _publish(spec: DatasetSpec, staging: Path, dataset: Path) -> None:
-    """Move what is new into DATASET, delete what no longer belongs, and write the description last."""
+def _publish(recipe: Recipe, spec: DatasetSpec, records: Sequence[Record], staging: Path, dataset: Path) -> None:
+    """Move what is new into DATASET, delete what it no longer describes, and write the description last."""
     text = spec.model_dump_json(indent=1) + "\n"
     description = dataset / "dataset.json"
-    staged = [path for path in staging.rglob("*") if path.is_file()] if staging.exists() else []
-    if not staged and description.exists() and description.read_text() == text:
+    pairs = list(zip(recipe.tree.examples, records, strict=True))
+    fresh = [(e, r) for e, r in pairs if _known_record(recipe, dataset, e, r.fingerprint) is None]
+    if not fresh and description.exists() and description.read_text() == text:
         return
     description.unlink(missing_ok=True)
-    for path in sorted(staged, key=lambda p: p.suffix == ".json"):  # Records after the files that they vouch for.
-        target = dataset / path.relative_to(staging)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        path.replace(target)
+    for example, record in fresh:
+        for path in _files(staging, recipe, example.split, record.entry):
+            target = dataset / path.relative_to(staging)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
     shutil.rmtree(staging, ignore_errors=True)
-    wanted = {
-        path for split, entries in spec.splits.items() for e in entries for path in _files(dataset, spec, split, e)
-    }
-    for path in dataset.rglob("*"):
-        if path.is_file() and path not in wanted and path.name != "contact_sheet.png":
-            path.unlink()
+    _delete_stale(recipe, dataset, {(e.split, e.stem): r for e, r in pairs})
     write_text(description, text)
 
 
-def _files(dataset: Path, spec: DatasetSpec, split: str, entry: ExampleEntry) -> list[Path]:
-    """Every file of an example."""
-    kinds = ["label", *(["boundary"] if spec.input == "labels" else []), *(["instance"] if spec.has_instances else [])]
-    paths = [dataset / split / kind / f"{entry.stem}.png" for kind in kinds]
-    photo = photo_path(dataset, split, entry)
-    return [*paths, _record_path(dataset, split, entry.stem), *([photo] if photo is not None else [])]
+def _delete_stale(recipe: Recipe, dataset: Path, wanted: dict[tuple[str, str], Record]) -> None:
+    """Delete what earlier runs made, by their records, and nothing else."""
+    known = {(path.parent.name, path.stem) for path in (dataset / RECORDS).glob("*/*.json")}
+    for split, stem in known:
+        record = wanted.get((split, stem))
+        kept = _files(dataset, recipe, split, record.entry) if record is not None else []
+        made = [map_path(dataset, split, kind, stem) for kind in ("label", "boundary", "instance")]
+        made += [dataset / split / "photo" / f"{stem}{suffix}" for suffix in (".png", ".jpg")]
+        for path in {*made, _record_path(dataset, split, stem)} - set(kept):
+            path.unlink(missing_ok=True)
+
+
+def _files(root: Path, recipe: Recipe, split: str, entry: ExampleEntry) -> list[Path]:
+    """Every file of an example, the record that vouches for them last."""
+    rgb = recipe.tree.input == "rgb"
+    paths = [map_path(root, split, "label", entry.stem)]
+    paths += [] if rgb else [map_path(root, split, "boundary", entry.stem)]
+    paths += [map_path(root, split, "instance", entry.stem)] if recipe.has_instances else []
+    photo = photo_path(root, split, entry)
+    return [*paths, *([photo] if photo is not None else []), _record_path(root, split, entry.stem)]
 
 
 def _write_contact_sheet(dataset: Path, spec: DatasetSpec) -> None:
@@ -464,7 +515,11 @@ def _report(recipe: Recipe, spec: DatasetSpec, records: Sequence[Record], datase
     for split, entries in spec.splits.items():
         missing = sum(entry.photo is None for entry in entries)
         note = (
-            "no photos" if missing == len(entries) else f"{missing} without a photo" if missing else "all with photos"
+            "no photos"
+            if missing == len(entries)
+            else f"{missing} orphans without a photo"
+            if missing
+            else "all with photos"
         )
         console.info(f"{split}: {len(entries)} examples, {note}")
     if not spec.has_instances and spec.input == "labels":

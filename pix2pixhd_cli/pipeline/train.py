@@ -42,7 +42,7 @@ def train(
     """
     folder = Run(run)
     chosen = settings or Settings()
-    split = PackedSplit(packed, chosen.train.split)
+    split = PackedSplit(packed, chosen.train.split, verify=True)
     if resume and folder.exists:
         init_from = None if folder.checkpoints() else folder.init_from()
     chosen = _resolve_encoder(chosen, split, init_from)
@@ -66,9 +66,14 @@ def train(
         _estimate_time(trainer)
         return
     if not folder.exists or not resume:
-        folder.create(chosen, spec, packed, init_from=init_from, perceptual=_identity(vgg))
+        sources = {"packed": packed, "examples": split.digest, "init_from": init_from, "perceptual": _identity(vgg)}
+        folder.create(chosen, spec, **sources)
     start = folder.restore_checkpoint(trainer.state) if resume else 0
+    if start >= trainer.schedule.steps:
+        console.info(f"{run} is trained already, to step {start}; more --epochs would go on")
+        return
     folder.save_settings(chosen)
+    folder.save_sources(packed=packed)
     if resume:
         console.info(f"going on after step {start} of {trainer.schedule.steps}")
     trainer.fit(folder, start)
@@ -91,10 +96,14 @@ def _resolve_perceptual(settings: Settings) -> tuple[Settings, VggFile | None]:
     if source is None and weight != 0 and cached_imagenet().is_file():
         source = str(cached_imagenet())
     if weight and source is None:
-        raise SettingsError(f"--loss-perceptual {weight:g} needs --perceptual-weights: a file, or imagenet to download it")
+        raise SettingsError(
+            f"--loss-perceptual {weight:g} needs --perceptual-weights: a file, or imagenet to download it"
+        )
     if weight is None:
         weight = PAPER_PERCEPTUAL if source is not None else 0.0
-        state = f"on, with {source}" if weight else "off; --perceptual-weights imagenet (a download) or a file turns it on"
+        state = (
+            f"on, with {source}" if weight else "off; --perceptual-weights imagenet (a download) or a file turns it on"
+        )
         console.info(f"the perceptual loss is {state}")
     loss = settings.loss.model_copy(update={"perceptual": weight})
     train = settings.train.model_copy(update={"perceptual_weights": source if weight else None})
@@ -111,19 +120,26 @@ def _check_phases(settings: Settings) -> None:
     """Refuse phases and encoders that the generator has no place for."""
     local = settings.generator.kind == "local"
     if settings.train.fixed_global_epochs and not local:
-        raise SettingsError("--fixed-global-epochs needs --generator-kind local: there is nothing but the global network")
+        raise SettingsError(
+            "--fixed-global-epochs needs --generator-kind local: there is nothing but the global network"
+        )
     if settings.encoder.frozen and not local:
         raise SettingsError("--encoder-frozen needs --generator-kind local and --init-from")
+
+
+def check_photos(split: PackedSplit) -> None:
+    """Refuse a split with examples that have no photo."""
+    bare = [entry.stem for entry in split.entries if entry.photo is None]
+    if bare:
+        raise P2PHDError(
+            f"{split.packed}: {len(bare)} examples of {split.split!r} have no photo, the first is {bare[0]}"
+        )
 
 
 def _check_data(split: PackedSplit, settings: Settings) -> None:
     """Refuse what the networks cannot take, naming the example and the way out."""
     chosen = settings.train
-    bare = [entry.stem for entry in split.entries if entry.photo is None]
-    if bare:
-        raise P2PHDError(
-            f"{split.packed}: {len(bare)} examples of {chosen.split!r} have no photo, the first is {bare[0]}"
-        )
+    check_photos(split)
     multiple = side_multiple(settings)
     found = sizes(split)
     if chosen.crop:
@@ -167,13 +183,17 @@ def _check_run(folder: Run, split: PackedSplit, resume: bool, dry_run: bool) -> 
         if folder.source("imported"):
             raise P2PHDError(f"{folder.folder}: is imported; train a new run from it with --init-from {folder.folder}")
         check_classes(folder, split)
+        if folder.source("examples") != split.digest:
+            raise P2PHDError(f"{split.packed}: is not the data that {folder.folder} was trained on; start a new run")
 
 
 def _check_start(source: Run, split: PackedSplit) -> None:
     """The networks' inputs must mean the same; names of classes may differ."""
     ours, theirs = source.spec(), split.spec.dataset
     if (ours.input, ours.labels) != (theirs.input, theirs.labels):
-        raise P2PHDError(f"{split.packed}: has {theirs.labels} labels, but {source.folder} was trained with {ours.labels}")
+        raise P2PHDError(
+            f"{split.packed}: has {theirs.labels} labels, but {source.folder} was trained with {ours.labels}"
+        )
 
 
 def check_classes(folder: Run, split: PackedSplit) -> None:
@@ -193,7 +213,7 @@ def _describe(model: Pix2PixHD, trainer: Trainer) -> None:
     schedule, chosen = trainer.schedule, trainer.settings.train
     height, width = parse_size(chosen.crop) if chosen.crop else max(sizes(trainer.split), key=lambda s: s[0] * s[1])
     memory = estimate_memory(model, chosen.batch_size, height, width)
-    console.info(f"device: {', '.join(devices) or 'CPU'}; a step will take roughly {memory / 2**30:.1f} GiB of memory")
+    console.info(f"device: {', '.join(devices) or 'CPU'}; a step will take roughly {console.size(memory)} of memory")
     console.info(
         f"data: {schedule.examples} examples, trained at {height}x{width}, batch size {chosen.batch_size}: "
         f"{schedule.epochs} epochs of {schedule.steps_per_epoch} steps, {schedule.steps} in all"
@@ -208,10 +228,12 @@ def _describe_phases(model: Pix2PixHD, settings: TrainSettings) -> None:
         count = sum(v.value.shape.num_elements() for v in model.outermost_variables)
         console.info(f"epochs 1 to {fixed} train {count:,} parameters of the outermost enhancer{encoder}")
     count = sum(v.value.shape.num_elements() for v in model.generator_variables)
-    console.info(f"epochs {fixed + 1} to {settings.epochs + settings.decay_epochs} train {count:,} parameters{encoder}, and D")
+    console.info(
+        f"epochs {fixed + 1} to {settings.epochs + settings.decay_epochs} train {count:,} parameters{encoder}, and D"
+    )
 
 
 def _estimate_time(trainer: Trainer) -> None:
     seconds = trainer.measure()
-    hours = seconds * trainer.schedule.steps / 3600
-    console.info(f"time: {seconds:.2f} seconds a step (measured), about {hours:.1f} hours in all")
+    total = console.duration(seconds * trainer.schedule.steps)
+    console.info(f"time: {seconds:.2f} seconds a step (measured), about {total} in all")

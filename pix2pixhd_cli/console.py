@@ -128,7 +128,7 @@ class TrainingDisplay:
         self.clock = now
         for name, value in losses.items():
             self.losses[name] = self._smooth(self.losses.get(name, value), value)
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in self.losses.items())
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in self.losses.items() if value)
         speed = f"{self.rate:.1f} images/s" if self.rate is not None else ""
         self.bars.update(self.epoch_bar, completed=epoch - (step < self.steps), note=speed)
         self.bars.update(self.step_bar, completed=step, note=shown)

@@ -156,7 +156,7 @@ class Run:
             raise P2PHDError(f"{self.folder}: has no checkpoint to start from; train it first")
         folder = self.checkpoints()[-1]
         try:
-            state = tf.train.Checkpoint(**model.networks)
+            state = network_state(model)
             state.read(str(folder / "state")).expect_partial().assert_nontrivial_match()
         except (AssertionError, tf.errors.OpError, ValueError) as error:
             raise P2PHDError(f"{folder}: damaged, or not of its settings ({str(error).splitlines()[0]})") from None
@@ -183,7 +183,17 @@ def checkpoint_state(model: Pix2PixHD, optimizers: Optimizers) -> tf.train.Check
     named = {
         f"{name}_optimizer": optimizer for name, optimizer in optimizers._asdict().items() if optimizer is not None
     }
-    return tf.train.Checkpoint(**model.networks, **named)
+    return tf.train.Checkpoint(**_variables(model), **named)
+
+
+def network_state(model: Pix2PixHD) -> tf.train.Checkpoint:
+    """The networks' weights alone."""
+    return tf.train.Checkpoint(**_variables(model))
+
+
+def _variables(model: Pix2PixHD) -> dict[str, list[tf.Variable]]:
+    """Every network's weights as plain lists: a checkpoint does not look into the lists of layers that Keras keeps."""
+    return {name: [weight.value for weight in network.weights] for name, network in model.networks.items()}
 
 
 def _step(line: str) -> float:

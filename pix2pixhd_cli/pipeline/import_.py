@@ -6,7 +6,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from pix2pixhd_cli import console
 from pix2pixhd_cli.data.dataset import DatasetSpec
@@ -16,7 +15,7 @@ from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.features import ClassStyles, FeatureClusters, FeatureCodes
 from pix2pixhd_cli.model.build import build_model
 from pix2pixhd_cli.reference import assign, infer_discriminator, infer_encoder, infer_generator
-from pix2pixhd_cli.runs import Run
+from pix2pixhd_cli.runs import Run, network_state
 from pix2pixhd_cli.settings import Settings
 
 Options = dict[str, str]
@@ -63,7 +62,7 @@ def import_checkpoint(
     clusters = _read_clusters(checkpoint, codes, settings.encoder.channels)
     folder.create(settings, spec, imported=checkpoint)
     folder.save_model(model)
-    folder.save_checkpoint(tf.train.Checkpoint(**model.networks), 0, keep=1)
+    folder.save_checkpoint(network_state(model), 0, keep=1)
     if codes is not None:
         codes.save(folder.features)
     if clusters is not None:

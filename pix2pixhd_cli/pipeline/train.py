@@ -49,7 +49,7 @@ def train(
     chosen, vgg = _resolve_perceptual(chosen)
     if resume and folder.exists and folder.source("perceptual") != _identity(vgg):
         raise SettingsError(f"{run}: was trained with another perceptual loss than --perceptual-weights now gives")
-    _check_phases(chosen)
+    _check_phases(chosen, init_from)
     _check_data(split, chosen)
     _check_tensorboard(chosen)
     _check_run(folder, split, resume, dry_run)
@@ -116,14 +116,14 @@ def _identity(vgg: VggFile | None) -> dict[str, str] | None:
     return {"file": vgg.name, "sha256": vgg.sha256} if vgg is not None else None
 
 
-def _check_phases(settings: Settings) -> None:
+def _check_phases(settings: Settings, init_from: Path | None) -> None:
     """Refuse phases and encoders that the generator has no place for."""
     local = settings.generator.kind == "local"
     if settings.train.fixed_global_epochs and not local:
         raise SettingsError(
             "--fixed-global-epochs needs --generator-kind local: there is nothing but the global network"
         )
-    if settings.encoder.frozen and not local:
+    if settings.encoder.frozen and not local and init_from is None:
         raise SettingsError("--encoder-frozen needs --generator-kind local and --init-from")
 
 

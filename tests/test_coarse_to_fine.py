@@ -186,7 +186,7 @@ def test_data_of_other_labels_is_refused(run: Path, tmp_path: Path) -> None:
     save(tmp_path / "src/train_img/a.png", np.zeros((32, 32, 3), np.uint8))
     prepare(tmp_path / "src", tmp_path / "ds", Settings(prepare={"layout": "pix2pixhd"}))  # type: ignore[arg-type]
     pack(tmp_path / "ds", tmp_path / "packed")
-    with pytest.raises(P2PHDError, match="has 1 labels, but .* was trained with 35"):
+    with pytest.raises(P2PHDError, match=r"has 1 labels, but .* was trained with 35"):
         train(tmp_path / "packed", tmp_path / "local", local_settings(), init_from=run)
 
 

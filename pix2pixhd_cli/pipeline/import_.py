@@ -178,7 +178,7 @@ def _read_codes(path: Path) -> FeatureCodes | None:
     """The public `features.npy`: per class an array of codes, the last column the area in 32nds of a picture."""
     if not path.exists():
         return None
-    rows = [(label, row) for label, array in read_class_dict(path).items() for row in array.reshape(len(array), -1)]
+    rows = [(label, row) for label, array in read_class_dict(path).items() for row in array]
     if not rows:
         return None
     table = np.array([row for _, row in rows])

@@ -246,6 +246,21 @@ def import_(
     )
 
 
+@app.command(rich_help_panel="Between codes")
+def export(
+    run: Run,
+    folder: Annotated[Path, typer.Argument(help="Folder to make.", metavar="DIR", show_default=False)],
+) -> None:
+    """Turn a run into a SavedModel.
+
+    p2phd export run saved_model
+    """
+    _start_engine()
+    from pix2pixhd_cli.pipeline.export import export
+
+    export(run, folder)
+
+
 @config_app.command("show")
 def config_show(config: Annotated[Path | None, CONFIG] = None) -> None:
     """Print the merged settings and where each value comes from."""

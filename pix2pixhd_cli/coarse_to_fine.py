@@ -53,10 +53,10 @@ def start_from(model: Pix2PixHD, settings: Settings, source: Path) -> None:
 def _misfits(settings: Settings, given: Settings) -> Iterator[str]:
     """What keeps the source's weights from fitting, in the words of the flags."""
     ours, theirs = settings.generator, given.generator
-    pairs = [("generator", name) for name in ("boundary", "downsamplings", "blocks")]
+    pairs = [("generator", name) for name in ("norm", "upsampling", "boundary", "downsamplings", "blocks")]
     pairs += [("discriminator", name) for name in ("filters", "layers")]
     if given.encoder.enabled:
-        pairs += [("encoder", name) for name in ("filters", "downsamplings", "channels")]
+        pairs += [("encoder", name) for name in ("filters", "downsamplings", "channels", "pooling")]
     if ours.kind == theirs.kind:
         pairs += [("generator", name) for name in ("filters", "enhancers", "local_blocks")]
     elif ours.kind == "global":

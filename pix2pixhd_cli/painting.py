@@ -44,10 +44,15 @@ class Painter:
         return self.model.encoder.channels if self.model.encoder is not None else 0
 
     def instances(self, label: NDArray[np.integer], instance: NDArray[np.integer]) -> dict[int, int]:
-        """Each instance's id and, by majority, its class."""
+        """Each instance's id and, by majority, its class; where codes are pooled by label, the classes themselves."""
+        instance = self.regions(label, instance)
         if label.ndim == 3:
             return {int(i): -1 for i in np.unique(instance)}
         return majority_classes(tally(instance, label))[0]
+
+    def regions(self, label: NDArray[np.integer], instance: NDArray[np.integer]) -> NDArray[np.integer]:
+        """What shares one code, [H, W]: the instances, or the classes of a run that pools by label."""
+        return whole(label) if self.model.pool_by_label else instance
 
     def paint(
         self,
@@ -87,7 +92,7 @@ class Painter:
             raise P2PHDError(f"the instance map is {ids.shape}, but its label map is {(height, width)}")
         features = None
         if self.model.encoder is not None:
-            features = tf.constant(self._pad(self.features(ids, codes or {}, gains, photo))[None])
+            features = tf.constant(self._pad(self.features(self.regions(label, ids), codes or {}, gains, photo))[None])
         scene = tf.constant(self._pad(label), tf.int32 if label.ndim == 2 else tf.uint8)[None]
         fake = self._condition_and_generate(scene, tf.constant(self._pad(ids), tf.int32)[None], features)
         picture: NDArray[np.float32] = fake[0, :height, :width].numpy()

@@ -183,7 +183,8 @@ def checkpoint_state(model: Pix2PixHD, optimizers: Optimizers) -> tf.train.Check
     named = {
         f"{name}_optimizer": optimizer for name, optimizer in optimizers._asdict().items() if optimizer is not None
     }
-    return tf.train.Checkpoint(**_variables(model), **named)
+    pool = {"pool": model.pool} if model.pool is not None else {}
+    return tf.train.Checkpoint(**_variables(model), **named, **pool)
 
 
 def network_state(model: Pix2PixHD) -> tf.train.Checkpoint:

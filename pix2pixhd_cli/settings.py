@@ -133,6 +133,11 @@ class GeneratorSettings(Section):
         ge=1,
         description="Filters at full resolution; the paper's local enhancer has 32, and so 64 in the global generator.",
     )
+    norm: Literal["instance", "batch"] = Field("instance", description="Normalisation of all networks.")
+    upsampling: Literal["transposed", "resize"] = Field(
+        "transposed",
+        description="How resolution is doubled: transposed convolutions, or resizing, against checkerboards.",
+    )
     boundary: bool = Field(True, description="Show the networks the boundary map beside the classes.")
     downsamplings: int = Field(4, ge=1, description="Times the global generator halves the resolution.")
     blocks: int = Field(9, ge=0, description="Residual blocks at the lowest resolution.")
@@ -159,6 +164,9 @@ class EncoderSettings(Section):
     filters: int = Field(16, ge=1, description="Filters of the first layer.")
     downsamplings: int = Field(4, ge=1, description="Times the resolution is halved.")
     channels: int = Field(3, ge=1, description="Numbers in a feature code.")
+    pooling: Literal["instance", "label"] = Field(
+        "instance", description="What shares one code: an instance, or all regions of a class in a picture."
+    )
     frozen: bool = Field(
         False,
         description="Keep the encoder as it came from a global run, at that run's resolution (--init-from sets it).",
@@ -194,6 +202,11 @@ class TrainSettings(Section):
     beta1: float = Field(0.5, ge=0, lt=1, description="Adam's first moment decay.")
     seed: int = Field(0, ge=0, description="Seed of weights, order, flips and crops.")
     split: str = Field("train", description="Split to train on.")
+    pool_size: int = Field(
+        0,
+        ge=0,
+        description="Show the discriminator fakes from a history of so many, half of the time; 0 for the newest.",
+    )
     flip: bool = Field(True, description="Mirror half of the examples, chosen anew each epoch.")
     crop: SizeText | None = Field(None, examples=["256x512"], description="Train on random crops of HEIGHTxWIDTH.")
     perceptual_weights: str | None = Field(

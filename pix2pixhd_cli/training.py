@@ -96,6 +96,9 @@ class Trainer:
         self.settings = settings
         self.schedule = Schedule(settings.train, len(split))
         self.optimizers = build_optimizers(settings, model)
+        if settings.train.pool_size:
+            height, width = parse_size(settings.train.crop) if settings.train.crop else sizes(split)[0]
+            model.add_pool(settings.train.pool_size, height, width, settings.train.seed)
         self.state = checkpoint_state(model, self.optimizers)
         generator, discriminator, outermost = self.optimizers
 

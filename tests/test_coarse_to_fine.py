@@ -83,7 +83,7 @@ def test_each_phase_moves_what_it_should(packed: Path, run: Path, tmp_path: Path
         assert not any(moved(ours, theirs))
     for ours, theirs in zip(last.generator.trunk, given.generator.trunk, strict=True):
         assert all(moved(ours, theirs))
-    assert all(moved(first.generator.enhancers[-1], last.generator.enhancers[-1]))  # type: ignore[union-attr]
+    assert all(moved(first.generator.enhancers[-1], last.generator.enhancers[-1]))
     for model in (first, last):
         assert not any(moved(model.encoder, given.encoder))
         assert model.discriminator is not None and given.discriminator is not None
@@ -184,7 +184,7 @@ def test_data_of_other_labels_is_refused(run: Path, tmp_path: Path) -> None:
 
     save(tmp_path / "src/train_label/a.png", np.zeros((32, 32), np.uint8))
     save(tmp_path / "src/train_img/a.png", np.zeros((32, 32, 3), np.uint8))
-    prepare(tmp_path / "src", tmp_path / "ds", Settings(prepare={"layout": "pix2pixhd"}))  # type: ignore[arg-type]
+    prepare(tmp_path / "src", tmp_path / "ds", Settings(prepare={"layout": "pix2pixhd"}))
     pack(tmp_path / "ds", tmp_path / "packed")
     with pytest.raises(P2PHDError, match=r"has 1 labels, but .* was trained with 35"):
         train(tmp_path / "packed", tmp_path / "local", local_settings(), init_from=run)

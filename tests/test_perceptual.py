@@ -50,7 +50,7 @@ def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             layer = f"conv2d_{n // 2}" if n > 1 else "conv2d"
             file[f"layers/{layer}/vars/{n % 2}"] = array
     state, storages = {}, {}
-    for n, (name, array) in enumerate(arrays.items()):
+    for n, array in enumerate(arrays.values()):
         value = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
         state[f"features.{n // 2}.{'weight' if array.ndim == 4 else 'bias'}"] = _Tensor(
             str(n), "FloatStorage", value.shape, value.size

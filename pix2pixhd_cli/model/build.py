@@ -20,11 +20,20 @@ def build_model(
     discriminator, encoder = settings.discriminator, settings.encoder
     return Pix2PixHD(
         generator=_build_generator(settings.generator),
-        encoder=InstanceEncoder(filters=encoder.filters, downsamplings=encoder.downsamplings, channels=encoder.channels)
+        encoder=InstanceEncoder(
+            filters=encoder.filters,
+            downsamplings=encoder.downsamplings,
+            channels=encoder.channels,
+            norm=settings.generator.norm,
+            upsampling=settings.generator.upsampling,
+        )
         if encoder.enabled
         else None,
         discriminator=MultiscaleDiscriminator(
-            filters=discriminator.filters, layers=discriminator.layers, scales=discriminator.scales
+            filters=discriminator.filters,
+            layers=discriminator.layers,
+            scales=discriminator.scales,
+            norm=settings.generator.norm,
         )
         if training
         else None,
@@ -32,6 +41,7 @@ def build_model(
         ignored=ignored,
         boundary=settings.generator.boundary,
         encoder_frozen=encoder.frozen,
+        pool_by_label=encoder.pooling == "label",
         gan=settings.loss.gan,
         feature_matching=settings.loss.feature_matching,
         vgg=vgg,
@@ -43,7 +53,11 @@ def build_model(
 def _build_generator(generator: GeneratorSettings) -> GlobalGenerator | LocalEnhancer:
     if generator.kind == "global":
         return GlobalGenerator(
-            filters=generator.filters, downsamplings=generator.downsamplings, blocks=generator.blocks
+            filters=generator.filters,
+            downsamplings=generator.downsamplings,
+            blocks=generator.blocks,
+            norm=generator.norm,
+            upsampling=generator.upsampling,
         )
     return LocalEnhancer(
         filters=generator.filters,
@@ -51,6 +65,8 @@ def _build_generator(generator: GeneratorSettings) -> GlobalGenerator | LocalEnh
         blocks=generator.blocks,
         enhancers=generator.enhancers,
         local_blocks=generator.local_blocks,
+        norm=generator.norm,
+        upsampling=generator.upsampling,
     )
 
 

@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from pix2pixhd_cli.model.generators import build_in_turn
-from pix2pixhd_cli.model.layers import Convolution, halve
+from pix2pixhd_cli.model.layers import Convolution, Norm, halve
 
 Maps = list[list[tf.Tensor]]  # over scales, finest first, and over layers
 
@@ -17,9 +17,10 @@ class PatchDiscriminator(keras.layers.Layer):
     Args:
         filters: filters of the first layer, doubling up to 512.
         layers: layers after the first; all but the last of them halve the resolution.
+        norm: "instance" or "batch".
     """
 
-    def __init__(self, *, filters: int = 64, layers: int = 3, **kwargs: Any) -> None:
+    def __init__(self, *, filters: int = 64, layers: int = 3, norm: Norm = "instance", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         widths = [min(filters << n, 512) for n in range(layers + 1)]
         self.stages = [
@@ -28,12 +29,12 @@ class PatchDiscriminator(keras.layers.Layer):
                 4,
                 strides=2 if n < layers else 1,
                 padding=2,
-                norm=n > 0,
+                norm=norm if n else None,
                 activation="leaky_relu",
             )
             for n, width in enumerate(widths)
         ]
-        self.stages.append(Convolution(1, 4, padding=2, norm=False, activation=None))
+        self.stages.append(Convolution(1, 4, padding=2, norm=None, activation=None))
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Create all weights for [B, H, W, C]; only C matters."""
@@ -52,16 +53,16 @@ class MultiscaleDiscriminator(keras.Model):
     """Identical PatchGANs on the input and on it average-pooled once, twice ….
 
     Args:
-        filters, layers: of each PatchGAN.
+        filters, layers, norm: of each PatchGAN.
         scales: how many there are.
     """
 
-    def __init__(self, *, filters: int = 64, layers: int = 3, scales: int = 2) -> None:
+    def __init__(self, *, filters: int = 64, layers: int = 3, scales: int = 2, norm: Norm = "instance") -> None:
         super().__init__()
         self.filters = filters
         self.layers_per_scale = layers
         self.scales = scales
-        self.discriminators = [PatchDiscriminator(filters=filters, layers=layers) for _ in range(scales)]
+        self.discriminators = [PatchDiscriminator(filters=filters, layers=layers, norm=norm) for _ in range(scales)]
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Create all weights for [B, H, W, C]; only C matters."""

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from pix2pixhd_cli.model.generators import GlobalGenerator
+from pix2pixhd_cli.model.layers import Norm, Upsampling
 
 
 class InstanceEncoder(GlobalGenerator):
@@ -14,8 +15,23 @@ class InstanceEncoder(GlobalGenerator):
     `pool_instances` or `instance_codes` turns them into feature codes.
     """
 
-    def __init__(self, *, filters: int = 16, downsamplings: int = 4, channels: int = 3) -> None:
-        super().__init__(filters=filters, downsamplings=downsamplings, blocks=0, channels=channels)
+    def __init__(
+        self,
+        *,
+        filters: int = 16,
+        downsamplings: int = 4,
+        channels: int = 3,
+        norm: Norm = "instance",
+        upsampling: Upsampling = "transposed",
+    ) -> None:
+        super().__init__(
+            filters=filters,
+            downsamplings=downsamplings,
+            blocks=0,
+            channels=channels,
+            norm=norm,
+            upsampling=upsampling,
+        )
 
 
 class InstanceCodes(NamedTuple):

@@ -5,23 +5,25 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from pix2pixhd_cli.model.layers import Convolution, ResidualBlock, Upsample, halve
+from pix2pixhd_cli.model.layers import Convolution, Norm, ResidualBlock, Upsampling, halve, upsample
 
 
-def trunk(filters: int, downsamplings: int, blocks: int) -> list[keras.layers.Layer]:
+def trunk(
+    filters: int, downsamplings: int, blocks: int, norm: Norm, upsampling: Upsampling
+) -> list[keras.layers.Layer]:
     """Everything between a picture and its last feature map: [B, H, W, C] -> [B, H, W, filters]."""
     widths = [filters << n for n in range(downsamplings + 1)]
     return [
-        Convolution(filters, 7, padding=3, reflect=True),
-        *(Convolution(width, 3, strides=2, padding=1) for width in widths[1:]),
-        *(ResidualBlock(widths[-1]) for _ in range(blocks)),
-        *(Upsample(width) for width in reversed(widths[:-1])),
+        Convolution(filters, 7, padding=3, reflect=True, norm=norm),
+        *(Convolution(width, 3, strides=2, padding=1, norm=norm) for width in widths[1:]),
+        *(ResidualBlock(widths[-1], norm=norm) for _ in range(blocks)),
+        *(upsample(width, upsampling, norm) for width in reversed(widths[:-1])),
     ]
 
 
 def head(channels: int) -> Convolution:
     """The last feature map becomes a picture in [-1, 1]: [B, H, W, C] -> [B, H, W, channels]."""
-    return Convolution(channels, 7, padding=3, reflect=True, norm=False, activation="tanh")
+    return Convolution(channels, 7, padding=3, reflect=True, norm=None, activation="tanh")
 
 
 def build_in_turn(layers: list[keras.layers.Layer], shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
@@ -50,17 +52,29 @@ class GlobalGenerator(keras.Model):
         downsamplings: times the resolution is halved.
         blocks: residual blocks at the lowest resolution.
         channels: output channels.
+        norm: "instance" or "batch".
+        upsampling: "transposed" convolutions, or "resize" against checkerboards.
     """
 
     def __init__(
-        self, *, filters: int = 64, downsamplings: int = 4, blocks: int = 9, channels: int = 3, **kwargs: Any
+        self,
+        *,
+        filters: int = 64,
+        downsamplings: int = 4,
+        blocks: int = 9,
+        channels: int = 3,
+        norm: Norm = "instance",
+        upsampling: Upsampling = "transposed",
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.filters = filters
         self.downsamplings = downsamplings
         self.blocks = blocks
         self.channels = channels
-        self.trunk = trunk(filters, downsamplings, blocks)
+        self.norm = norm
+        self.upsampling = upsampling
+        self.trunk = trunk(filters, downsamplings, blocks, norm, upsampling)
         self.head = head(channels)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -78,16 +92,20 @@ class Enhancer(keras.layers.Layer):
     Args:
         filters: filters at its own resolution; 2 x filters at half of it, as the coarser feature map has.
         blocks: residual blocks at half its resolution.
+        norm, upsampling: as in the global generator.
     """
 
-    def __init__(self, filters: int, blocks: int, **kwargs: Any) -> None:
+    def __init__(self, filters: int, blocks: int, norm: Norm, upsampling: Upsampling, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.filters = filters
         self.front = [
-            Convolution(filters, 7, padding=3, reflect=True),
-            Convolution(2 * filters, 3, strides=2, padding=1),
+            Convolution(filters, 7, padding=3, reflect=True, norm=norm),
+            Convolution(2 * filters, 3, strides=2, padding=1, norm=norm),
         ]
-        self.back = [*(ResidualBlock(2 * filters) for _ in range(blocks)), Upsample(filters)]
+        self.back = [
+            *(ResidualBlock(2 * filters, norm=norm) for _ in range(blocks)),
+            upsample(filters, upsampling, norm),
+        ]
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Create all weights for an input of [B, H, W, C]; only C matters."""
@@ -110,6 +128,7 @@ class LocalEnhancer(keras.Model):
         enhancers: how many there are; the input is average-pooled that many times for the global generator.
         local_blocks: residual blocks of each enhancer.
         channels: output channels.
+        norm, upsampling: as in the global generator.
     """
 
     def __init__(
@@ -121,6 +140,8 @@ class LocalEnhancer(keras.Model):
         enhancers: int = 1,
         local_blocks: int = 3,
         channels: int = 3,
+        norm: Norm = "instance",
+        upsampling: Upsampling = "transposed",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -129,8 +150,10 @@ class LocalEnhancer(keras.Model):
         self.blocks = blocks
         self.local_blocks = local_blocks
         self.channels = channels
-        self.trunk = trunk(filters << enhancers, downsamplings, blocks)
-        self.enhancers = [Enhancer(filters << n, local_blocks) for n in reversed(range(enhancers))]
+        self.norm = norm
+        self.upsampling = upsampling
+        self.trunk = trunk(filters << enhancers, downsamplings, blocks, norm, upsampling)
+        self.enhancers = [Enhancer(filters << n, local_blocks, norm, upsampling) for n in reversed(range(enhancers))]
         self.head = head(channels)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:

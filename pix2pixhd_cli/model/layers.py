@@ -10,6 +10,8 @@ import keras
 import tensorflow as tf
 
 Activation = Literal["relu", "leaky_relu", "tanh"]
+Norm = Literal["instance", "batch"]
+Upsampling = Literal["transposed", "resize"]
 ACTIVATIONS = {
     "relu": tf.nn.relu,
     "leaky_relu": lambda x: tf.nn.leaky_relu(x, 0.2),
@@ -58,6 +60,31 @@ def _normalise(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor
     return y, gradient
 
 
+class BatchNorm(keras.layers.Layer):
+    """Batch normalisation by the batch's own statistics, in training and in painting, as the reference's code uses it.
+
+    [B, H, W, C] -> [B, H, W, C]; the scale starts at N(1, 0.02), the offset at 0; epsilon 1e-5.
+    """
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Create scale and offset."""
+        shape = (input_shape[-1],)
+        start = keras.initializers.RandomNormal(1.0, 0.02)
+        self.scale = self.add_weight(shape=shape, initializer=start, name="scale")
+        self.offset = self.add_weight(shape=shape, initializer="zeros", name="offset")
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """Normalise over batch, height and width."""
+        centred = x - tf.reduce_mean(_spatial_mean(x), 0, keepdims=True)
+        variance = tf.reduce_mean(_spatial_mean(tf.square(centred)), 0, keepdims=True)
+        return centred * tf.math.rsqrt(variance + 1e-5) * self.scale + self.offset
+
+
+def normalisation(norm: Norm) -> keras.layers.Layer:
+    """A normalisation by its name."""
+    return InstanceNorm() if norm == "instance" else BatchNorm()
+
+
 class Convolution(keras.layers.Layer):
     """Pad, convolve, normalise, activate.
 
@@ -67,7 +94,7 @@ class Convolution(keras.layers.Layer):
         strides: 1 or 2.
         padding: pixels added on every side.
         reflect: pad by reflection instead of zeros.
-        norm: apply instance normalisation.
+        norm: "instance", "batch" or None.
         activation: "relu", "leaky_relu" (slope 0.2), "tanh" or None.
     """
 
@@ -79,7 +106,7 @@ class Convolution(keras.layers.Layer):
         strides: int = 1,
         padding: int = 0,
         reflect: bool = False,
-        norm: bool = True,
+        norm: Norm | None = "instance",
         activation: Activation | None = "relu",
         **kwargs: Any,
     ) -> None:
@@ -89,7 +116,7 @@ class Convolution(keras.layers.Layer):
         self.strides = strides
         self.padding = padding
         self.reflect = reflect
-        self.norm = InstanceNorm() if norm else None
+        self.norm = normalisation(norm) if norm is not None else None
         self.activation = activation
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -104,6 +131,8 @@ class Convolution(keras.layers.Layer):
             bias_initializer=bias_initializer(channels * self.kernel_size**2),
         )
         self.convolution.build(input_shape)
+        if self.norm is not None:
+            self.norm.build((*input_shape[:-1], self.filters))
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """[B, H, W, C] -> [B, (H + 2 padding - kernel_size) // strides + 1, …, filters]."""
@@ -117,12 +146,12 @@ class Convolution(keras.layers.Layer):
 
 
 class Upsample(keras.layers.Layer):
-    """Transposed 3x3 convolution with stride 2, instance normalisation, ReLU: [B, H, W, C] -> [B, 2H, 2W, filters]."""
+    """Transposed 3x3 convolution with stride 2, normalisation, ReLU: [B, H, W, C] -> [B, 2H, 2W, filters]."""
 
-    def __init__(self, filters: int, **kwargs: Any) -> None:
+    def __init__(self, filters: int, *, norm: Norm = "instance", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.filters = filters
-        self.norm = InstanceNorm()
+        self.norm = normalisation(norm)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Create kernel and bias; the reference counts a transposed convolution's fan-in by its outputs."""
@@ -134,6 +163,7 @@ class Upsample(keras.layers.Layer):
             bias_initializer=bias_initializer(self.filters * 9),
         )
         self.convolution.build(input_shape)
+        self.norm.build((*input_shape[:-1], self.filters))
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """Crop the 2H + 1 rows and columns of the valid convolution to the 2H that the reference keeps."""
@@ -141,13 +171,32 @@ class Upsample(keras.layers.Layer):
         return tf.nn.relu(self.norm(x))
 
 
+class ResizeUpsample(Convolution):
+    """Nearest neighbours repeated, then a 3x3 convolution, normalisation, ReLU: no checkerboards.
+
+    [B, H, W, C] -> [B, 2H, 2W, filters].
+    """
+
+    def __init__(self, filters: int, *, norm: Norm = "instance", **kwargs: Any) -> None:
+        super().__init__(filters, 3, padding=1, reflect=True, norm=norm, **kwargs)
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """Double, then convolve."""
+        return super().call(tf.repeat(tf.repeat(x, 2, 1), 2, 2))
+
+
+def upsample(filters: int, upsampling: Upsampling, norm: Norm) -> keras.layers.Layer:
+    """A layer that doubles the resolution, by its name."""
+    return Upsample(filters, norm=norm) if upsampling == "transposed" else ResizeUpsample(filters, norm=norm)
+
+
 class ResidualBlock(keras.layers.Layer):
     """x + two reflection-padded 3x3 convolutions, with no activation after the sum."""
 
-    def __init__(self, filters: int, **kwargs: Any) -> None:
+    def __init__(self, filters: int, *, norm: Norm = "instance", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.first = Convolution(filters, 3, padding=1, reflect=True)
-        self.second = Convolution(filters, 3, padding=1, reflect=True, activation=None)
+        self.first = Convolution(filters, 3, padding=1, reflect=True, norm=norm)
+        self.second = Convolution(filters, 3, padding=1, reflect=True, norm=norm, activation=None)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Build both convolutions; they keep the shape."""

@@ -11,6 +11,7 @@ from pix2pixhd_cli.model.encoder import InstanceEncoder, pool_instances
 from pix2pixhd_cli.model.generators import GlobalGenerator, LocalEnhancer
 from pix2pixhd_cli.model.losses import adversarial_loss, feature_matching_loss, reconstruction_loss
 from pix2pixhd_cli.model.perceptual import Vgg, perceptual_loss
+from pix2pixhd_cli.model.pool import FakePool
 
 
 class Batch(NamedTuple):
@@ -48,6 +49,7 @@ class Pix2PixHD:
         ignored: class ids that become all-zero vectors.
         boundary: show the networks the boundary map beside the classes.
         encoder_frozen: the encoder is a global run's: it is not trained, and works at the global generator's resolution.
+        pool_by_label: one feature code for all regions of a class, instead of one an instance.
         gan: the adversarial loss, LSGAN or the vanilla one.
         feature_matching: weight of the feature matching loss, 0 = off.
         vgg, perceptual: the network and the weight of the perceptual loss; off without the network.
@@ -64,6 +66,7 @@ class Pix2PixHD:
         ignored: tuple[int, ...] = (),
         boundary: bool = True,
         encoder_frozen: bool = False,
+        pool_by_label: bool = False,
         gan: Literal["lsgan", "vanilla"] = "lsgan",
         feature_matching: float = 10.0,
         vgg: Vgg | None = None,
@@ -77,6 +80,8 @@ class Pix2PixHD:
         self.ignored = ignored
         self.boundary = boundary
         self.encoder_frozen = encoder_frozen
+        self.pool_by_label = pool_by_label
+        self.pool: FakePool | None = None
         self.gan = gan
         self.feature_matching = feature_matching
         self.vgg = vgg
@@ -89,6 +94,11 @@ class Pix2PixHD:
             encoder.build((None, None, None, 3))
         if discriminator is not None:
             discriminator.build((None, None, None, condition_channels + generator.channels))
+
+    def add_pool(self, size: int, height: int, width: int, seed: int) -> None:
+        """Show D fakes from a history of `size` pairs of height x width."""
+        channels = (self.labels + self.boundary if self.labels else 3) + self.generator.channels
+        self.pool = FakePool(size, (height, width, channels), seed)
 
     @property
     def networks(self) -> dict[str, keras.Model]:
@@ -143,7 +153,7 @@ class Pix2PixHD:
 
     def encode(self, batch: Batch) -> tf.Tensor:
         """The feature map of the photos' own codes: float32 [B, H, W, channels]."""
-        return pool_instances(self.raw_features(batch.photo), batch.instance)
+        return pool_instances(self.raw_features(batch.photo), batch.label if self.pool_by_label else batch.instance)
 
     def generate(self, conditioning: tf.Tensor, features: tf.Tensor | None) -> tf.Tensor:
         """Paint: float32 [B, H, W, 3] in [-1, 1]."""
@@ -159,11 +169,14 @@ class Pix2PixHD:
         return maps
 
     def losses(self, batch: Batch) -> Losses:
-        """All losses of a batch. One pass of D over the fake serves both G's losses and D's."""
+        """All losses of a batch. One pass of D over the fake serves both G's losses and D's, unless there is a fake pool."""
         conditioning = self.condition(batch)
         fake = self.generate(conditioning, self.encode(batch) if self.encoder is not None else None)
         on_fake = self.judge(conditioning, fake)
         on_real = self.judge(conditioning, batch.photo)
+        on_old = on_fake
+        if self.pool is not None:
+            on_old = self._discriminator(self.pool.query(tf.stop_gradient(tf.concat([conditioning, fake], -1))))
         zero = tf.zeros([], fake.dtype)
         return Losses(
             g_gan=adversarial_loss(on_fake, 1.0, self.gan),
@@ -171,7 +184,7 @@ class Pix2PixHD:
             g_vgg=self.perceptual * perceptual_loss(self.vgg, fake, batch.photo) if self.vgg is not None else zero,
             g_rec=self.reconstruction * reconstruction_loss(fake, batch.photo) if self.reconstruction else zero,
             d_real=adversarial_loss(on_real, 1.0, self.gan),
-            d_fake=adversarial_loss(on_fake, 0.0, self.gan),
+            d_fake=adversarial_loss(on_old, 0.0, self.gan),
         )
 
     def train_step(

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 
 from pix2pixhd_cli import console, images
-from pix2pixhd_cli.data.dataset import DatasetSpec
+from pix2pixhd_cli.data.dataset import DatasetSpec, Example
 from pix2pixhd_cli.data.pictures import write_picture
 from pix2pixhd_cli.data.records import PackedSplit
 from pix2pixhd_cli.errors import P2PHDError
@@ -51,7 +51,7 @@ def cluster(
         (run / "clusters.png").unlink(missing_ok=True)
         console.warn(f"no picture of the styles: {error} (if the packed data moved, name it after RUN)")
         return clusters
-    write_picture(run / "clusters.png", _picture(codes, clusters, spec, chosen.cluster, split))
+    write_picture(run / "clusters.png", _picture(codes, clusters, spec, chosen, split))
     console.info(f"wrote {folder.clusters}; look at {run / 'clusters.png'}")
     return clusters
 
@@ -101,21 +101,22 @@ def _report(clusters: FeatureClusters, spec: DatasetSpec) -> None:
 
 
 def _picture(
-    codes: FeatureCodes, clusters: FeatureClusters, spec: DatasetSpec, settings: ClusterSettings, split: PackedSplit
+    codes: FeatureCodes, clusters: FeatureClusters, spec: DatasetSpec, settings: Settings, split: PackedSplit
 ) -> images.Picture:
     """Per class a row of styles, each shown by the real instances nearest to its centre."""
+    by_label = settings.encoder.pooling == "label"
     numbers = {entry.stem: n for n, entry in enumerate(split.entries)}
     rows, names = [], []
     shown = [(i, s) for i, s in clusters.classes.items() if len(s.centres)]
     with console.progress("drawing styles", len(shown)) as bar:
         for identity, styles in shown:
-            candidates = np.flatnonzero((codes.label == identity) & (codes.share > settings.min_area))
+            candidates = np.flatnonzero((codes.label == identity) & (codes.share > settings.cluster.min_area))
             distances = np.linalg.norm(codes.code[candidates][:, None] - styles.centres[None], axis=-1)
             cells: list[images.Picture | None] = []
             for index in range(len(styles.centres)):
                 own = candidates[np.argsort(distances[:, index], kind="stable")]
                 own = own[: min(CROPS, int(styles.counts[index]))]
-                crops = [_crop(codes, int(n), split, numbers[str(codes.stem[n])]) for n in own]
+                crops = [_crop(codes, int(n), split.example(numbers[str(codes.stem[n])]), by_label) for n in own]
                 caption = f"{styles.title(index)}  ({styles.counts[index]})"
                 cells.append(images.caption(images.mosaic(crops, CROP_SIDE, CROPS), caption))
             rows.append(cells)
@@ -124,12 +125,12 @@ def _picture(
     return images.grid(rows, names=names)
 
 
-def _crop(codes: FeatureCodes, number: int, split: PackedSplit, record: int) -> images.Picture:
+def _crop(codes: FeatureCodes, number: int, example: Example, by_label: bool) -> images.Picture:
     """One instance cut out of its photo, its surroundings faded; of long ones, where there is most of it."""
-    example = split.example(record)
     assert example.photo is not None
     top, left, bottom, right = codes.box[number]
-    own: NDArray[np.bool_] = example.instance[top:bottom, left:right] == codes.instance[number]
+    regions = example.label if by_label else example.instance
+    own: NDArray[np.bool_] = regions[top:bottom, left:right] == codes.instance[number]
     height, width = own.shape
     rows = _fullest(own.sum(1), min(height, LONGEST * width))
     columns = _fullest(own.sum(0), min(width, LONGEST * height))

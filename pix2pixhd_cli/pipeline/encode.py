@@ -1,5 +1,6 @@
 """`p2phd encode`: a feature code for every instance of the training split."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def encode(run: Path, packed: Path | None = None, settings: Settings | None = No
     with console.progress("encoding", len(split)) as bar:
         for number in range(len(split)):
             example = split.example(number)
+            example = replace(example, instance=painter.regions(example.label, example.instance).astype(np.int32))
             assert example.photo is not None
             found = painter.encode(example.photo, example.instance)
             if not np.isfinite(found.codes.numpy()).all():

@@ -154,6 +154,10 @@ def _check_data(split: PackedSplit, settings: Settings) -> None:
             f"{split.packed}: pictures have {len(found)} different sizes ({shown} …); use --batch-size 1, --crop, or prepare "
             "them with --size"
         )
+    if len(found) > 1 and chosen.pool_size:
+        raise P2PHDError(
+            f"{split.packed}: --pool-size needs pictures of one size; use --crop, or prepare them with --size"
+        )
     for height, width in found:
         if height % multiple or width % multiple or min(height, width) < 2 * multiple:
             raise P2PHDError(

@@ -1,0 +1,61 @@
+"""`p2phd export`: a run becomes a SavedModel that needs nothing of this package."""
+
+import shutil
+from pathlib import Path
+
+import tensorflow as tf
+
+from pix2pixhd_cli import console
+from pix2pixhd_cli.errors import P2PHDError
+from pix2pixhd_cli.model.pix2pixhd import Batch, Pix2PixHD
+from pix2pixhd_cli.painting import Painter
+
+
+class Exported(tf.Module):
+    """The generator with its conditioning inside the graph."""
+
+    def __init__(self, model: Pix2PixHD) -> None:
+        super().__init__()
+        self.weights = [weight.value for weight in model.generator.weights]
+        self._model = model
+
+    def paint(self, label: tf.Tensor, instance: tf.Tensor, features: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
+        """Class ids (or RGB inputs), instance ids and perhaps a feature map to pictures, float32 [B, H, W, 3] in [-1, 1]."""
+        model = self._model
+        if features is None and model.encoder is not None:
+            features = tf.zeros(tf.concat([tf.shape(instance), [model.encoder.channels]], 0))
+        batch = Batch(label, instance, tf.zeros([1, 1, 1, 3]))
+        return {"picture": model.generate(model.condition(batch), features)}
+
+
+def export(run: Path, folder: Path) -> None:
+    """Write `folder` as a SavedModel.
+
+    Its signature `serving_default` takes `label`, int32 [B, H, W] (uint8 [B, H, W, 3] for RGB inputs), and `instance`, int32
+    [B, H, W], and gives `picture`, float32 [B, H, W, 3] in [-1, 1]; runs with an encoder have `with_features` too, which also
+    takes `features`, float32 [B, H, W, channels] (zero otherwise). Sides must divide as the networks need. Raises `P2PHDError`.
+    """
+    painter = Painter(run)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise P2PHDError(f"{folder}: holds other files; name a new or empty folder for the SavedModel")
+    module, model = Exported(painter.model), painter.model
+    inputs = {
+        "label": tf.TensorSpec([None, None, None], tf.int32, "label")
+        if model.labels
+        else tf.TensorSpec([None, None, None, 3], tf.uint8, "label"),
+        "instance": tf.TensorSpec([None, None, None], tf.int32, "instance"),
+    }
+    signatures = {"serving_default": tf.function(module.paint).get_concrete_function(**inputs)}
+    if model.encoder is not None:
+        inputs["features"] = tf.TensorSpec([None, None, None, model.encoder.channels], tf.float32, "features")
+        signatures["with_features"] = tf.function(module.paint).get_concrete_function(**inputs)
+    staging = folder.resolve().with_name(f".{folder.resolve().name}.p2phd-partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        tf.saved_model.save(module, str(staging), signatures=signatures)
+        if folder.exists():
+            folder.rmdir()
+        staging.replace(folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    console.info(f"wrote {folder}: signatures {', '.join(signatures)}; sides must divide by {painter.multiple}")

@@ -250,15 +250,16 @@ def import_(
 def export(
     run: Run,
     folder: Annotated[Path, typer.Argument(help="Folder to make.", metavar="DIR", show_default=False)],
+    onnx: Annotated[bool, typer.Option("--onnx", help="Also write DIR/model.onnx (extra: onnx).")] = False,
 ) -> None:
-    """Turn a run into a SavedModel.
+    """Turn a run into a SavedModel, and an ONNX file.
 
-    p2phd export run saved_model
+    p2phd export run saved_model --onnx
     """
     _start_engine()
     from pix2pixhd_cli.pipeline.export import export
 
-    export(run, folder)
+    export(run, folder, onnx=onnx)
 
 
 @config_app.command("show")

@@ -118,20 +118,27 @@ def test_a_pool_goes_on_where_it_stopped(packed: Path, tmp_path: Path) -> None:
     same_run(tmp_path / "died", tmp_path / "whole")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:tf2onnx")
 def test_export_paints_what_generate_paints(p2phd: Command, run: Path, tmp_path: Path) -> None:
-    assert p2phd("export", run, tmp_path / "saved").code == 0
+    import onnxruntime
+
+    outcome = p2phd("export", run, tmp_path / "saved", "--onnx")
+    assert outcome.code == 0, outcome.err
     loaded = tf.saved_model.load(str(tmp_path / "saved"))
+    session = onnxruntime.InferenceSession(tmp_path / "saved" / "model.onnx")
     painter, rng = Painter(run), np.random.default_rng(0)
     for height, width in ((32, 64), (16, 24)):
-        label = rng.choice([7, 8, 23, 26, 255], (height // 4, width // 4)).repeat(4, 0).repeat(4, 1)
-        instance = label * 1000 + rng.integers(0, 2, label.shape)
+        label = rng.choice([7, 8, 23, 26, 255], (height // 4, width // 4)).repeat(4, 0).repeat(4, 1).astype(np.int32)
+        instance = label * 1000 + rng.integers(0, 2, label.shape, np.int32)
         codes = {int(i): rng.normal(size=3) for i in np.unique(instance)}
-        features = painter.features(instance, codes, 0.0, None)
-        inputs = {"label": tf.constant(label[None], tf.int32), "instance": tf.constant(instance[None], tf.int32)}
-        plain = loaded.signatures["serving_default"](**inputs)["picture"][0]
-        np.testing.assert_allclose(plain, painter.paint_float(label, instance), atol=1e-4)
-        styled = loaded.signatures["with_features"](**inputs, features=tf.constant(features[None]))["picture"][0]
-        np.testing.assert_allclose(styled, painter.paint_float(label, instance, codes=codes), atol=1e-4)
+        arrays = {"label": label[None], "instance": instance[None]}
+        styled = {**arrays, "features": painter.features(instance, codes, 0.0, None)[None]}
+        expected = painter.paint_float(label, instance, codes=codes)
+        plain = loaded.signatures["serving_default"](**{name: tf.constant(a) for name, a in arrays.items()})
+        np.testing.assert_allclose(plain["picture"][0], painter.paint_float(label, instance), atol=1e-4)
+        found = loaded.signatures["with_features"](**{name: tf.constant(a) for name, a in styled.items()})
+        np.testing.assert_allclose(found["picture"][0], expected, atol=1e-4)
+        np.testing.assert_allclose(session.run(None, styled)[0][0], expected, atol=1e-4)
     outcome = p2phd("export", run, tmp_path / "saved")
     assert outcome.code == 1 and "holds other files" in outcome.err
 

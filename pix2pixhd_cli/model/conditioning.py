@@ -20,7 +20,7 @@ def condition(
     Returns float32 [B, H, W, labels + 1] (or labels) of zeros and ones. Source: paper, section 3.3.
     """
     for identity in ignored:
-        label = tf.where(label == identity, -1, label)
+        label = tf.where(label == identity, labels, label)  # Not -1, which ONNX takes for the last class.
     classes = tf.one_hot(label, labels)
     if not boundary:
         return classes

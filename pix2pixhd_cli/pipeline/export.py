@@ -1,6 +1,8 @@
-"""`p2phd export`: a run becomes a SavedModel that needs nothing of this package."""
+"""`p2phd export`: a run becomes a SavedModel, and perhaps an ONNX file, that needs nothing of this package."""
 
 import shutil
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import tensorflow as tf
@@ -9,6 +11,8 @@ from pix2pixhd_cli import console
 from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.model.pix2pixhd import Batch, Pix2PixHD
 from pix2pixhd_cli.painting import Painter
+
+ONNX_OPSET = 17
 
 
 class Exported(tf.Module):
@@ -28,13 +32,16 @@ class Exported(tf.Module):
         return {"picture": model.generate(model.condition(batch), features)}
 
 
-def export(run: Path, folder: Path) -> None:
-    """Write `folder` as a SavedModel.
+def export(run: Path, folder: Path, *, onnx: bool = False) -> None:
+    """Write `folder` as a SavedModel, and with `onnx` also `folder/model.onnx`.
 
     Its signature `serving_default` takes `label`, int32 [B, H, W] (uint8 [B, H, W, 3] for RGB inputs), and `instance`, int32
     [B, H, W], and gives `picture`, float32 [B, H, W, 3] in [-1, 1]; runs with an encoder have `with_features` too, which also
-    takes `features`, float32 [B, H, W, channels] (zero otherwise). Sides must divide as the networks need. Raises `P2PHDError`.
+    takes `features`, float32 [B, H, W, channels] (zero otherwise). Sides must divide as the networks need. The ONNX file
+    takes and gives the same. Raises `P2PHDError`, also if the extra `onnx` is not installed.
     """
+    if onnx and find_spec("tf2onnx") is None:
+        raise P2PHDError("--onnx needs its extra: pip install 'pix2pixhd_cli[onnx]'")
     painter = Painter(run)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise P2PHDError(f"{folder}: holds other files; name a new or empty folder for the SavedModel")
@@ -53,9 +60,17 @@ def export(run: Path, folder: Path) -> None:
     shutil.rmtree(staging, ignore_errors=True)
     try:
         tf.saved_model.save(module, str(staging), signatures=signatures)
+        if onnx:
+            _write_onnx(module, list(inputs.values()), staging / "model.onnx")
         if folder.exists():
             folder.rmdir()
         staging.replace(folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     console.info(f"wrote {folder}: signatures {', '.join(signatures)}; sides must divide by {painter.multiple}")
+
+
+def _write_onnx(module: Exported, inputs: Sequence[tf.TensorSpec], path: Path) -> None:
+    import tf2onnx
+
+    tf2onnx.convert.from_function(tf.function(module.paint), list(inputs), opset=ONNX_OPSET, output_path=str(path))

@@ -176,7 +176,7 @@ class Choice(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """One `--feature-code TARGET=CHOICE`, resolved; exactly one of class and instance is set."""
+    """One `--feature-code TARGET=CHOICE`, resolved; it speaks of a class, an instance, or (neither) of everything."""
 
     text: str
     class_id: int | None
@@ -185,7 +185,9 @@ class Rule(NamedTuple):
 
     def matches(self, instance: int, class_id: int) -> bool:
         """Whether it speaks of this instance."""
-        return self.instance == instance if self.instance is not None else self.class_id == class_id
+        if self.instance is not None:
+            return self.instance == instance
+        return self.class_id is None or self.class_id == class_id
 
 
 class Gate(NamedTuple):
@@ -203,14 +205,18 @@ def parse_rules(texts: Iterable[str], spec: DatasetSpec, clusters: FeatureCluste
         if not equals or not target or not choice:
             raise P2PHDError(f"--feature-code {text}: write TARGET=CHOICE, such as car=3, road=asphalt or 26003=random")
         class_id, instance = _parse_target(text, target, spec, clusters)
-        rules.append(Rule(text, class_id, instance, _parse_choice(text, choice, class_id, clusters, channels)))
+        rules.append(
+            Rule(text, class_id, instance, _parse_choice(text, choice, class_id, instance, clusters, channels))
+        )
     return rules
 
 
 def _parse_target(
     text: str, target: str, spec: DatasetSpec, clusters: FeatureClusters | None
 ) -> tuple[int | None, int | None]:
-    """(class id, None) or (None, instance id)."""
+    """(class id, None), (None, instance id), or (None, None) for everything."""
+    if target == "*":
+        return None, None
     prefix, _, number = target.partition(":")
     if prefix == "instance" and number.isdecimal():
         return None, int(number)
@@ -223,7 +229,7 @@ def _parse_target(
 
 
 def _parse_choice(
-    text: str, choice: str, class_id: int | None, clusters: FeatureClusters | None, channels: int
+    text: str, choice: str, class_id: int | None, instance: int | None, clusters: FeatureClusters | None, channels: int
 ) -> Choice:
     if choice in RESERVED:
         return Choice(choice)  # type: ignore[arg-type]
@@ -238,6 +244,8 @@ def _parse_choice(
         raise P2PHDError(
             f"--feature-code {text}: the run has no styles yet; `p2phd encode` and `p2phd cluster` find them"
         )
+    if class_id is None and instance is None:
+        raise P2PHDError(f"--feature-code {text}: styles differ by class; * takes random, mean, photo or a vector")
     if class_id is not None:
         return Choice("cluster", style_index(f"--feature-code {text}", choice, clusters.classes.get(class_id)))
     if choice.isdecimal():

@@ -61,7 +61,7 @@ class Painter:
         *,
         codes: Mapping[int, Sequence[float] | NDArray[np.floating]] | None = None,
         gains: Mapping[int, float] | float = 0.0,
-        photo: NDArray[np.uint8] | None = None,
+        photo: NDArray[np.uint8] | NDArray[np.floating] | None = None,
     ) -> NDArray[np.uint8]:
         """Paint one picture; the gate is feature = k · E(photo) + b, with k and b free per instance.
 
@@ -70,7 +70,7 @@ class Painter:
             instance: instance ids [H, W]; by default the regions of each class are one instance.
             codes: b per instance id; zero where left out.
             gains: k per instance id (zero where left out), or one k for all.
-            photo: uint8 [H, W, 3]; needed where a gain is not zero.
+            photo: uint8 [H, W, 3], or float in [-1, 1]; needed where a gain is not zero.
 
         Returns uint8 [H, W, 3].
         """
@@ -83,7 +83,7 @@ class Painter:
         *,
         codes: Mapping[int, Sequence[float] | NDArray[np.floating]] | None = None,
         gains: Mapping[int, float] | float = 0.0,
-        photo: NDArray[np.uint8] | None = None,
+        photo: NDArray[np.uint8] | NDArray[np.floating] | None = None,
     ) -> NDArray[np.float32]:
         """The same as `paint`, but float32 [H, W, 3] in [-1, 1] as the generator gives it."""
         height, width = label.shape[:2]
@@ -98,19 +98,21 @@ class Painter:
         picture: NDArray[np.float32] = fake[0, :height, :width].numpy()
         return picture
 
-    def encode(self, photo: NDArray[np.uint8], instance: NDArray[np.integer]) -> InstanceCodes:
-        """The photo's own codes: of every instance in [H, W], from uint8 [H, W, 3], any size."""
+    def encode(self, photo: NDArray[np.uint8] | NDArray[np.floating], instance: NDArray[np.integer]) -> InstanceCodes:
+        """The photo's own codes: of every instance in [H, W], from uint8 [H, W, 3] or floats in [-1, 1], any size."""
         if photo.shape[:2] != instance.shape:
             raise P2PHDError(f"the photo is {photo.shape[:2]}, but its instance map is {instance.shape}")
         size = tf.constant(instance.shape)
-        return self._encode(tf.constant(self._pad(photo))[None], tf.constant(instance, tf.int32)[None], size)
+        pixels = photo.astype(np.float32)
+        pixels = pixels / 127.5 - 1.0 if photo.dtype == np.uint8 else pixels
+        return self._encode(tf.constant(self._pad(pixels))[None], tf.constant(instance, tf.int32)[None], size)
 
     def features(
         self,
         instance: NDArray[np.integer],
         codes: Mapping[int, Sequence[float] | NDArray[np.floating]],
         gains: Mapping[int, float] | float,
-        photo: NDArray[np.uint8] | None,
+        photo: NDArray[np.uint8] | NDArray[np.floating] | None,
     ) -> NDArray[np.float32]:
         """The feature map k · E(photo) + b: float32 [H, W, C]; the arguments are those of `paint`."""
         ids, index = np.unique(instance, return_inverse=True)
@@ -132,7 +134,7 @@ class Painter:
         return code[index.reshape(instance.shape)]
 
     def _encode_padded(self, photo: tf.Tensor, instance: tf.Tensor, size: tf.Tensor) -> InstanceCodes:
-        raw = self.model.raw_features(tf.cast(photo, tf.float32) / 127.5 - 1.0)
+        raw = self.model.raw_features(photo)
         return instance_codes(raw[:, : size[0], : size[1]], instance)
 
     def _generate(self, label: tf.Tensor, instance: tf.Tensor, features: tf.Tensor | None) -> tf.Tensor:

@@ -245,8 +245,8 @@ class GenerateSettings(Section):
     limit: int | None = Field(None, examples=[100], ge=1, description="Paint only the first N label maps.")
     feature_code: Strings = Field(
         (),
-        description="TARGET=CHOICE. TARGET: a class (car), a class or instance id (26003), instance:17. CHOICE: a cluster's "
-        "index or name, random, mean, photo, or a vector (0.1,-0.4,0.9). Repeatable; later wins.",
+        description="TARGET=CHOICE. TARGET: a class (car), a class or instance id (26003), instance:17, or * for all. CHOICE: a "
+        "cluster's index or name, random, mean, photo, or a vector (0.1,-0.4,0.9). Repeatable; later wins.",
     )
     feature_gain: float = Field(
         0.0,

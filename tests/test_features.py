@@ -1,5 +1,6 @@
 """Feature codes: the choice grammar, K-means, names, and the files."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,8 @@ def gate(
         (["car=0.125,-3"], (0.0, [0.125, -3])),
         (["car=photo"], (1.0, [0, 0])),
         (["road=0", "car=1"], (0.0, [3, 3])),
+        (["*=photo"], (1.0, [0, 0])),
+        (["*=photo", "car=1"], (0.0, [3, 3])),
     ],
 )
 def test_the_grammar(clusters: FeatureClusters, spec: DatasetSpec, texts: list[str], expected: object) -> None:
@@ -94,11 +97,12 @@ def test_an_integer_is_a_class_if_there_is_one_and_else_an_instance(
         ("car=nan,1", "a code here is 2 finite numbers"),
         ("car=1.5", "a code here is 2 finite numbers"),
         ("sky=0", "this class has no styles"),
+        ("*=0", "styles differ by class"),
         ("26003=red", "an instance's style is an index"),
     ],
 )
 def test_bad_choices(clusters: FeatureClusters, spec: DatasetSpec, text: str, message: str) -> None:
-    with pytest.raises(P2PHDError, match=f"--feature-code {text}: .*{message}"):
+    with pytest.raises(P2PHDError, match=f"--feature-code {re.escape(text)}: .*{message}"):
         parse_rules([text], spec, clusters, 2)
 
 

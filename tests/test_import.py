@@ -68,13 +68,9 @@ def test_an_imported_run_paints_the_references_picture(imported: tuple[str, Path
     case, run = imported
     vectors, painter = first_step(case), Painter(run)
     for label, instance, image, fake in zip(*vectors.values(), strict=True):
-        if painter.channels:
-            # Photos are 8-bit for everybody else: give the encoder the vectors' own floats.
-            found = painter.model.raw_features(image[None])[0].numpy()
-            codes = {int(i): found[instance == i].mean(0) for i in np.unique(instance)}
-        else:
-            codes = {}
-        np.testing.assert_allclose(painter.paint_float(label, instance, codes=codes), fake, rtol=0, atol=2e-5)
+        gain, photo = (1.0, image) if painter.channels else (0.0, None)
+        painted = painter.paint_float(label, instance, gains=gain, photo=photo)
+        np.testing.assert_allclose(painted, fake, rtol=0, atol=2e-5)
 
 
 def test_the_command_paints_it_within_one_level(p2phd: Command, imported: tuple[str, Path], tmp_path: Path) -> None:

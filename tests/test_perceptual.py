@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -129,6 +130,15 @@ def test_left_unset_it_is_off_and_one_line_says_how_to_have_it(
     assert outcome.out.count("the perceptual loss is off; --perceptual-weights imagenet") == 1
 
 
+def test_left_unset_it_is_on_where_the_download_is_cached(
+    p2phd: Command, packed: Path, tmp_path: Path, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pix2pixhd_cli.pipeline.train.cached_imagenet", lambda: files[".h5not"])
+    flags = ["--generator-filters", 4, "--generator-blocks", 1, "--discriminator-filters", 4]
+    outcome = p2phd("train", packed, tmp_path / "run", "--dry-run", *flags)
+    assert outcome.code == 0 and f"the perceptual loss is on, with {files['.h5not']}" in outcome.out
+
+
 def test_asked_for_without_weights_it_is_an_error(p2phd: Command, packed: Path, tmp_path: Path, no_cache: None) -> None:
     del no_cache
     outcome = p2phd("train", packed, tmp_path / "run", "--loss-perceptual", "10")
@@ -174,3 +184,34 @@ def test_real_weights_see_more_in_another_picture_than_in_noise() -> None:
     photo = tf.constant(smooth / np.abs(smooth).max(), tf.float32)
     noisy = photo + tf.constant(rng.normal(size=photo.shape) * 0.01, tf.float32)
     assert float(perceptual_loss(vgg, noisy, photo)) < float(perceptual_loss(vgg, photo[:, ::-1], photo))
+
+
+ROOT = Path(__file__).parents[1]
+NARROW: dict[str, dict[str, Any]] = {
+    "generator": {"filters": 4, "blocks": 1},
+    "discriminator": {"filters": 4},
+    "encoder": {"filters": 4},
+    "train": {"epochs": 1, "decay_epochs": 0, "fixed_global_epochs": 0},
+}
+
+
+def test_the_papers_recipes_take_a_step(city: Path, tmp_path: Path) -> None:
+    """Narrow networks on one small street, the second stage from the first, all other settings as the recipes have them."""
+    from pix2pixhd_cli.pipeline.pack import pack
+    from pix2pixhd_cli.pipeline.prepare import prepare
+    from pix2pixhd_cli.settings import load_settings
+
+    path = tmp_path / "vgg.npz"
+    np.savez(path, **weights(16))  # type: ignore[arg-type]
+    narrow = {**NARROW, "train": {**NARROW["train"], "perceptual_weights": str(path)}}
+    for name, width, source in (("cityscapes_512p", 64, None), ("cityscapes_1024p", 128, tmp_path / "cityscapes_512p")):
+        recipe = ROOT / "examples" / f"{name}.toml"
+        if source is not None:
+            narrow = {**narrow, "generator": {**narrow["generator"], "filters": 2}}
+            narrow["train"] = {**narrow["train"], "fixed_global_epochs": 1}
+        settings = load_settings({**narrow, "prepare": {"width": width, "limit": 1}}, recipe)
+        prepare(city, tmp_path / f"{name}_ds", settings)
+        pack(tmp_path / f"{name}_ds", tmp_path / f"{name}_packed")
+        train(tmp_path / f"{name}_packed", tmp_path / name, settings, init_from=source)
+        (line,) = metrics(tmp_path / name)
+        assert line["g_vgg"] > 0 and line["g_feat"] > 0

@@ -160,6 +160,16 @@ def test_flags_settle_what_nothing_tells(tmp_path: Path) -> None:
         import_checkpoint(checkpoint, tmp_path / "d")
 
 
+def test_the_command_to_train_on_is_printed(p2phd: Command, tmp_path: Path) -> None:
+    checkpoint = lay_out("train_local_features", tmp_path / "checkpoint")
+    out = p2phd("import", checkpoint, tmp_path / "run").out.splitlines()[-1]
+    assert (
+        f"--init-from {tmp_path / 'run'} --generator-kind local --generator-filters 2 --generator-downsamplings 2"
+        in out
+    )
+    assert "--discriminator-scales 3" in out and "--encoder-filters 4" in out and "--encoder-enabled" not in out
+
+
 def test_public_feature_files(tmp_path: Path) -> None:
     from pix2pixhd_cli.features import FeatureClusters, FeatureCodes
 

@@ -1,5 +1,6 @@
 """`p2phd import`: a checkpoint of the reference becomes a run that generates, encodes, clusters and can be trained on."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from pix2pixhd_cli.features import ClassStyles, FeatureClusters, FeatureCodes
 from pix2pixhd_cli.model.build import build_model
 from pix2pixhd_cli.reference import assign, infer_discriminator, infer_encoder, infer_generator
 from pix2pixhd_cli.runs import Run, network_state
-from pix2pixhd_cli.settings import Settings
+from pix2pixhd_cli.settings import NETWORK_SECTIONS, Settings, fields, flag_name
 
 Options = dict[str, str]
 AREA_UNIT = 32  # The public feature files count areas in 32nds of a picture.
@@ -219,4 +220,19 @@ def _report(settings: Settings, spec: DatasetSpec, states: dict[str, StateDict],
         ("discriminator", f"{settings.discriminator.scales} scales" if "D" in states else "none"),
     ]
     console.table("Imported", ["what", "found"], rows)
-    console.info(f"wrote {run}; paint with `p2phd generate {run} LABELS OUT`, train on with `--init-from {run}`")
+    console.info(
+        f"wrote {run}; paint with `{shlex.join(['p2phd', 'generate', str(run), 'LABELS', 'OUT'])}`, train on with"
+    )
+    again = ["p2phd", "train", "PACKED", "NEW_RUN", "--init-from", str(run), *_network_flags(settings)]
+    console.info(f"  {shlex.join(again)}")
+
+
+def _network_flags(settings: Settings) -> list[str]:
+    """The flags that ask for these networks, as far as they are not the defaults."""
+    flags = []
+    for section, name, field in fields():
+        value = getattr(getattr(settings, section), name)
+        if section in NETWORK_SECTIONS and value != field.get_default() and (section, name) != ("encoder", "enabled"):
+            flag = flag_name(section, name, own=False)
+            flags += [flag if value else f"--no-{flag[2:]}"] if isinstance(value, bool) else [flag, str(value)]
+    return flags

@@ -14,7 +14,7 @@ from pix2pixhd_cli.model.build import build_model
 from pix2pixhd_cli.model.generators import GlobalGenerator, LocalEnhancer
 from pix2pixhd_cli.model.pix2pixhd import Pix2PixHD
 from pix2pixhd_cli.runs import Run
-from pix2pixhd_cli.settings import Settings, flag_name, load_settings
+from pix2pixhd_cli.settings import Settings, flag_name, settings_of_run
 
 
 def resolve_encoder(settings: Settings, source: Path, *, asked: bool | None) -> Settings:
@@ -22,7 +22,7 @@ def resolve_encoder(settings: Settings, source: Path, *, asked: bool | None) -> 
 
     Raises `SettingsError` if the user wants an encoder where the source has none, or the reverse.
     """
-    given = load_settings(run=source)
+    given = settings_of_run(source)
     if asked is not None and asked != bool(given.encoder.enabled):
         state = "an encoder" if given.encoder.enabled else "no encoder"
         raise SettingsError(f"--encoder-enabled is {asked}, but {source} was trained with {state}")
@@ -35,8 +35,8 @@ def resolve_encoder(settings: Settings, source: Path, *, asked: bool | None) -> 
 def start_from(model: Pix2PixHD, settings: Settings, source: Path) -> None:
     """Copy the weights that `source` has for `model`; raises `SettingsError` naming the setting that does not fit."""
     run = Run(source)
-    given = load_settings(run=source)
-    for problem in _misfits(settings, given):
+    given = settings_of_run(source)
+    for problem in _misfits(settings, given, run):
         raise SettingsError(f"{problem} of {source}, which --init-from names")
     spec = run.spec()
     other = build_model(given, labels=spec.labels, ignored=spec.ignored, training=True)
@@ -44,17 +44,17 @@ def start_from(model: Pix2PixHD, settings: Settings, source: Path) -> None:
     _copy_generator(other.generator, model.generator)
     if model.encoder is not None and other.encoder is not None:
         _copy(other.encoder.weights, model.encoder.weights)
-    if model.discriminator is not None and other.discriminator is not None:
+    if run.has_discriminator and model.discriminator is not None and other.discriminator is not None:
         ours, theirs = model.discriminator.discriminators, other.discriminator.discriminators
         for coarse, fitting in zip(reversed(theirs), reversed(ours), strict=False):
             _copy(coarse.weights, fitting.weights)
 
 
-def _misfits(settings: Settings, given: Settings) -> Iterator[str]:
+def _misfits(settings: Settings, given: Settings, run: Run) -> Iterator[str]:
     """What keeps the source's weights from fitting, in the words of the flags."""
     ours, theirs = settings.generator, given.generator
     pairs = [("generator", name) for name in ("norm", "upsampling", "boundary", "downsamplings", "blocks")]
-    pairs += [("discriminator", name) for name in ("filters", "layers")]
+    pairs += [("discriminator", name) for name in ("filters", "layers") if run.has_discriminator]
     if given.encoder.enabled:
         pairs += [("encoder", name) for name in ("filters", "downsamplings", "channels", "pooling")]
     if ours.kind == theirs.kind:
@@ -68,7 +68,7 @@ def _misfits(settings: Settings, given: Settings) -> Iterator[str]:
         have, want = (getattr(getattr(one, section), name) for one in (settings, given))
         if have != want:
             yield f"{flag_name(section, name, own=False)} is {have}, which does not fit the {want}"
-    if settings.discriminator.scales < given.discriminator.scales:
+    if run.has_discriminator and settings.discriminator.scales < given.discriminator.scales:
         yield f"--discriminator-scales is {settings.discriminator.scales}, fewer than the {given.discriminator.scales}"
 
 

@@ -12,7 +12,7 @@ from pix2pixhd_cli.data.dataset import whole
 from pix2pixhd_cli.data.labels import majority_classes, tally
 from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.images import to_uint8
-from pix2pixhd_cli.model.build import side_multiple
+from pix2pixhd_cli.model.build import side_multiple, smallest_side
 from pix2pixhd_cli.model.encoder import InstanceCodes, instance_codes
 from pix2pixhd_cli.model.pix2pixhd import Batch
 from pix2pixhd_cli.runs import Run
@@ -35,6 +35,7 @@ class Painter:
         self.spec = self.run.spec()
         self.model = self.run.load_model(self.settings)
         self.multiple = side_multiple(self.settings)
+        self.smallest = smallest_side(self.settings)
         self._condition_and_generate = tf.function(self._generate, reduce_retracing=True)
         self._encode = tf.function(self._encode_padded, reduce_retracing=True)
 
@@ -131,7 +132,7 @@ class Painter:
             found = self.encode(photo, instance)
             order = np.argsort(found.key.numpy())  # One picture: by instance id, as `ids`.
             code = code + gain[:, None] * found.codes.numpy()[order]
-        return code[index.reshape(instance.shape)]
+        return code.astype(np.float32)[index.reshape(instance.shape)]
 
     def _encode_padded(self, photo: tf.Tensor, instance: tf.Tensor, size: tf.Tensor) -> InstanceCodes:
         raw = self.model.raw_features(photo)
@@ -145,6 +146,6 @@ class Painter:
         """Repeat the last row and column until both sides divide as the networks need."""
         room = []
         for side in array.shape[:2]:
-            wanted = max(2 * self.multiple, -(-side // self.multiple) * self.multiple)
+            wanted = max(self.smallest, -(-side // self.multiple) * self.multiple)
             room.append((0, wanted - side))
         return np.pad(array, [*room, *[(0, 0)] * (array.ndim - 2)], mode="edge")

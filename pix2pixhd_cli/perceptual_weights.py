@@ -4,12 +4,14 @@ VGG16 and VGG19 are told apart by their layers, and each kind of file brings its
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import h5py
+import keras
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,7 +36,7 @@ class VggFile(NamedTuple):
 
 def cached_imagenet() -> Path:
     """Where Keras keeps its VGG19 once it was downloaded."""
-    return Path.home() / ".keras" / "models" / IMAGENET
+    return Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "models" / IMAGENET
 
 
 def load_vgg(source: str) -> VggFile:
@@ -52,13 +54,11 @@ def load_vgg(source: str) -> VggFile:
 
 
 def _download() -> Path:
-    import keras
-
     try:
         return Path(keras.utils.get_file(IMAGENET, IMAGENET_URL, cache_subdir="models", file_hash=IMAGENET_MD5))
     except Exception as error:  # Keras raises a bare Exception when it is off-line.
         raise P2PHDError(
-            f"--perceptual-weights imagenet: cannot be downloaded ({str(error).splitlines()[0]}); give a file: Keras' "
+            f"--perceptual-weights imagenet: cannot be downloaded ({error}); give a file: Keras' "
             f"{IMAGENET}, a torchvision vgg19*.pth, or an .npz"
         ) from None
 

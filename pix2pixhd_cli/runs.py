@@ -161,6 +161,14 @@ class Run:
         except (AssertionError, tf.errors.OpError, ValueError) as error:
             raise P2PHDError(f"{folder}: damaged, or not of its settings ({str(error).splitlines()[0]})") from None
 
+    @property
+    def has_discriminator(self) -> bool:
+        """Whether the newest checkpoint holds one; an imported run may have come without."""
+        found = self.checkpoints()
+        return bool(found) and any(
+            n.startswith("discriminator/") for n, _ in tf.train.list_variables(str(found[-1] / "state"))
+        )
+
     def start_metrics(self, step: int) -> None:
         """Drop what was logged after `step`, so that a resumed run logs every step once."""
         if not self.metrics.exists():

@@ -353,6 +353,11 @@ def load_settings(
     return settings
 
 
+def settings_of_run(run: Path) -> Settings:
+    """What a run was trained with, whatever the environment says."""
+    return merge([Layer("run", _read_run(run), str(run / "settings.json"))])
+
+
 def read_layers(typed: Values | None = None, config: Path | None = None, run: Path | None = None) -> list[Layer]:
     """Read every source, strongest first, without merging."""
     layers = [Layer("flag", typed or {}), Layer("env", _read_environment())]

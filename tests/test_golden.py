@@ -116,18 +116,20 @@ def check_training(case: str, config: dict[str, Any], vectors: Vectors) -> None:
             config["ngf"],
             config["n_downsample_global"],
             config["n_blocks_global"],
-            config["n_local_enhancers"],
-            config["n_blocks_local"],
+            config.get("n_local_enhancers", 1),
+            config.get("n_blocks_local", 3),
         ),
         encoder=InstanceEncoder(
             filters=config["nef"], downsamplings=config["n_downsample_E"], channels=config["feat_num"]
         )
-        if config["instance_feat"]
+        if config["instance_feat"] or config.get("label_feat", False)
         else None,
         discriminator=MultiscaleDiscriminator(
             filters=config["ndf"], layers=config["n_layers_D"], scales=config["num_D"]
         ),
         labels=config["label_nc"],
+        boundary=not config.get("no_instance", False),
+        pool_by_label=config.get("label_feat", False),
         gan="vanilla" if config["no_lsgan"] else "lsgan",
         feature_matching=0.0 if config["no_ganFeat_loss"] else config["lambda_feat"],
     )
@@ -137,7 +139,7 @@ def check_training(case: str, config: dict[str, Any], vectors: Vectors) -> None:
     steps = range(len(vectors["losses"]))
     batches = [Batch(*(tf.constant(vectors[key][step]) for key in ("label", "inst", "image"))) for step in steps]
     close(model.reconstruct(batches[0]), vectors["initial_fake"])
-    fixed = config["niter_fix_global"] > 0
+    fixed = config.get("niter_fix_global", 0) > 0 and config["netG"] == "local"
     step = tf.function(lambda batch: model.train_step(batch, *optimizers, fixed_global=fixed))
     names = {"G_GAN": "g_gan", "G_GAN_Feat": "g_feat", "D_real": "d_real", "D_fake": "d_fake"}
     for batch, expected in zip(batches, vectors["losses"], strict=True):

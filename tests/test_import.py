@@ -14,9 +14,10 @@ from pix2pixhd_cli.painting import Painter
 from pix2pixhd_cli.pipeline.import_ import import_checkpoint
 from pix2pixhd_cli.settings import load_settings
 from tests.conftest import Command, read, save, tiny_settings
-from tests.test_golden import GOLDEN, MANIFEST
 from tests.test_state_dicts import Evil, write_zip
 
+GOLDEN = Path(__file__).parent / "golden"
+MANIFEST: dict[str, dict[str, Any]] = json.loads((GOLDEN / "manifest.json").read_text())
 TRAINED = [case for case, config in MANIFEST.items() if "netG" in config]
 CAMVID = Path(__file__).parents[2] / "shared" / "weights" / "camvid_reference"
 
@@ -99,6 +100,39 @@ def test_the_real_checkpoint_gives_its_expected_pictures(tmp_path: Path) -> None
     for path in sorted((CAMVID / "expected").glob("*_label.png")):
         expected = read(path.with_name(path.name.replace("_label", "")))
         assert np.abs(painter.paint(read(path).astype(int)).astype(int) - expected).max() <= 1
+
+
+def test_void_ids_of_an_imported_run_are_painted_with_a_warning(p2phd: Command, tmp_path: Path) -> None:
+    """The reference knows no ignored ids: what lies past its labels is all-zero."""
+    run = tmp_path / "run"
+    import_checkpoint(lay_out("train_labels_only", tmp_path / "checkpoint"), run)
+    save(tmp_path / "x.png", np.full((32, 48), 8, np.uint8))
+    outcome = p2phd("generate", run, tmp_path / "x.png", tmp_path / "out")
+    assert outcome.code == 0 and outcome.err.count("warning: ids 8 are no class of") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("label_nc: eight", "label_nc is 'eight', which is no number it can be"),
+        ("lambda_feat: -1", "lambda_feat is '-1', which is no number it can be"),
+        ("ngf: 64", r"opt.txt says ngf 64, but net_G.pth has 4"),
+        ("netG: local", r"opt.txt says netG local, but net_G.pth has global"),
+        ("num_D: 3", r"opt.txt says num_D 3, but net_D.pth has 2"),
+    ],
+)
+def test_opt_txt_that_contradicts_the_shapes_is_refused(tmp_path: Path, line: str, message: str) -> None:
+    checkpoint = lay_out("train_labels_only", tmp_path / "checkpoint", options=False)
+    (checkpoint / "opt.txt").write_text(f"{line}   [default: x]\n")
+    with pytest.raises(P2PHDError, match=message):
+        import_checkpoint(checkpoint, tmp_path / "run")
+
+
+def test_pooling_by_label_is_taken_from_opt_txt(tmp_path: Path) -> None:
+    checkpoint = lay_out("train_instance_features", tmp_path / "checkpoint", options=False)
+    (checkpoint / "opt.txt").write_text("label_feat: True\n")
+    import_checkpoint(checkpoint, tmp_path / "run")
+    assert load_settings(run=tmp_path / "run").encoder.pooling == "label"
 
 
 def test_an_imported_run_can_be_trained_on_but_not_resumed(packed: Path, tmp_path: Path) -> None:

@@ -61,6 +61,13 @@ def test_gradient_of_pooling(instance: np.ndarray) -> None:
     np.testing.assert_allclose(tape.gradient(total, features), pooled_by_hand(weight, instance), atol=1e-6)
 
 
+def test_pooling_is_exact_for_a_road_of_half_a_million_pixels() -> None:
+    rng = np.random.default_rng(0)
+    features = (0.3 + 0.001 * rng.normal(size=(1, 512, 1024, 3))).astype(np.float32)
+    pooled = pool_instances(features, np.zeros((1, 512, 1024), np.int32))
+    np.testing.assert_allclose(pooled[0, 0, 0], features.astype(np.float64).mean((0, 1, 2)), rtol=0, atol=1e-7)
+
+
 def test_codes_name_their_picture_and_instance(instance: np.ndarray) -> None:
     features = np.ones((*instance.shape, 2), np.float32)
     found = instance_codes(features, instance)

@@ -57,7 +57,7 @@ def test_what_a_run_holds(run: Path) -> None:
     assert [line["step"] for line in log] == [1, 2, 3, 4, 5, 6]
     assert [line["epoch"] for line in log] == [1, 1, 1, 2, 2, 2]
     assert [line["learning_rate"] for line in log] == [2e-4] * 6
-    assert list(log[0]) == ["step", "epoch", "g_gan", "g_feat", "g_rec", "d_real", "d_fake", "learning_rate"]
+    assert list(log[0]) == ["step", "epoch", "g_gan", "g_feat", "g_vgg", "g_rec", "d_real", "d_fake", "learning_rate"]
     assert sorted(p.name for p in (run / "samples").iterdir()) == ["step-00000000.png", "step-00000006.png"]
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
     assert sorted(p.name for p in (run / "model").iterdir()) == ["encoder.weights.h5", "generator.weights.h5"]
@@ -129,7 +129,7 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(packed: Path, run
 def test_dry_run_writes_nothing_and_tells_all(p2phd: Command, packed: Path, tmp_path: Path) -> None:
     outcome = p2phd("train", packed, tmp_path / "run", "--dry-run", "--generator-filters", 4, "--generator-blocks", 1)
     assert outcome.code == 0, outcome.err
-    for part in ("generator", "discriminator", "encoder", "device:", "GiB", "200 epochs of 6 steps", "seconds a step"):
+    for part in ("generator", "discriminator", "encoder", "device:", "MiB", "200 epochs of 6 steps", "seconds a step"):
         assert part in outcome.out, part
     assert not (tmp_path / "run").exists()
 

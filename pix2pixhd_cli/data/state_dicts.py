@@ -11,6 +11,7 @@ import io
 import pickle
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,11 @@ STORAGES = {
     "LongStorage": "<i8",
     "IntStorage": "<i4",
 }
+# What a damaged file makes the standard library raise, beside refusals.
+DAMAGE = (
+    OSError, ValueError, KeyError, EOFError, IndexError, TypeError, AttributeError, struct.error, OverflowError,
+    MemoryError, RuntimeError, zlib.error,
+)  # fmt: skip
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 StateDict = dict[str, NDArray[np.floating]]
 
@@ -76,6 +82,7 @@ def _view(storage: _Storage, offset: int, shape: Any, strides: Any, *_: Any) -> 
 STATE_DICT_NAMES: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): _view,
+    ("torch._utils", "_rebuild_tensor"): _view,
     ("torch._utils", "_rebuild_parameter"): lambda view, *_: view,
     **{("torch", name): dtype for name, dtype in STORAGES.items()},
 }
@@ -93,7 +100,7 @@ def read_state_dict(path: Path) -> StateDict:
         raise P2PHDError(f"{path}: no such file") from None
     except (pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise P2PHDError(f"{path}: refused: {error}") from None
-    except (OSError, ValueError, KeyError, EOFError, IndexError, TypeError, AttributeError, struct.error) as error:
+    except DAMAGE as error:
         raise P2PHDError(f"{path}: truncated or damaged ({type(error).__name__}: {error})") from None
 
 
@@ -158,7 +165,7 @@ def read_class_dict(path: Path) -> dict[int, NDArray[np.float64]]:
         raise P2PHDError(f"{path}: no such file") from None
     except pickle.UnpicklingError as error:
         raise P2PHDError(f"{path}: refused: {error}") from None
-    except (OSError, ValueError, KeyError, EOFError, IndexError, TypeError, AttributeError) as error:
+    except DAMAGE as error:
         raise P2PHDError(f"{path}: truncated or damaged ({type(error).__name__}: {error})") from None
 
 

@@ -101,3 +101,9 @@ def side_multiple(settings: Settings) -> int:
     local = settings.generator.enhancers if settings.generator.kind == "local" else 0
     encoder = settings.encoder.downsamplings + (local if settings.encoder.frozen else 0)
     return 2 ** max(settings.generator.downsamplings + local, encoder if settings.encoder.enabled else 0)
+
+
+def smallest_side(settings: Settings) -> int:
+    """What both sides must at least be: reflection at the lowest resolution needs two pixels."""
+    local = settings.generator.enhancers if settings.generator.kind == "local" else 0
+    return max(2 ** (settings.generator.downsamplings + local + 1), side_multiple(settings))

@@ -37,8 +37,8 @@ class InstanceEncoder(GlobalGenerator):
 class InstanceCodes(NamedTuple):
     """The pooled features of every instance of a batch, N in all, and where each pixel finds its own."""
 
-    codes: tf.Tensor  # float32 [N, C]
-    pixels: tf.Tensor  # float32 [N], how many pixels each has
+    codes: tf.Tensor  # float64 [N, C]
+    pixels: tf.Tensor  # float64 [N], how many pixels each has
     key: tf.Tensor  # int64 [N], image index << 32 | instance id
     index: tf.Tensor  # int32 [B, H, W] into the N
 
@@ -52,7 +52,8 @@ def instance_codes(features: tf.Tensor, instance: tf.Tensor) -> InstanceCodes:
     picture = tf.range(tf.cast(shape[0], tf.int64))[:, None, None]
     key, index = tf.unique(tf.reshape(tf.bitwise.left_shift(picture, 32) | tf.cast(instance, tf.int64), [-1]))
     count = tf.size(key)
-    flat = tf.reshape(features, [-1, features.shape[-1]])
+    # In float64, also on the way back: a road of a million pixels summed one by one in float32 is off in the third digit.
+    flat = tf.cast(tf.reshape(features, [-1, features.shape[-1]]), tf.float64)
     pixels = tf.math.unsorted_segment_sum(tf.ones_like(flat[:, 0]), index, count)
     codes = tf.math.unsorted_segment_sum(flat, index, count) / pixels[:, None]
     return InstanceCodes(codes, pixels, key, tf.reshape(index, shape))
@@ -61,4 +62,4 @@ def instance_codes(features: tf.Tensor, instance: tf.Tensor) -> InstanceCodes:
 def pool_instances(features: tf.Tensor, instance: tf.Tensor) -> tf.Tensor:
     """Instance-wise average pooling: every pixel gets its instance's mean, [B, H, W, C] -> [B, H, W, C]."""
     pooled = instance_codes(features, instance)
-    return tf.gather(pooled.codes, pooled.index)
+    return tf.cast(tf.gather(pooled.codes, pooled.index), features.dtype)

@@ -58,8 +58,8 @@ def cluster(
 
 def _encoded_split(codes: FeatureCodes, packed: Path | None) -> PackedSplit:
     """The packed split that was encoded; raises `P2PHDError` if it is not there any more, or is another one."""
-    if not packed and not str(codes.packed):
-        raise P2PHDError("the codes were imported, without photos")
+    if not str(codes.packed):
+        raise P2PHDError("these codes were imported without photos; `p2phd encode RUN PACKED` makes new ones")
     split = PackedSplit(packed or Path(str(codes.packed)), str(codes.split))
     sides = {entry.stem: (entry.height, entry.width) for entry in split.entries}
     for stem, box in zip(codes.stem, codes.box, strict=True):

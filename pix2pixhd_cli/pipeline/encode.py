@@ -44,7 +44,7 @@ def encode(run: Path, packed: Path | None = None, settings: Settings | None = No
             found = painter.encode(example.photo, example.instance)
             if not np.isfinite(found.codes.numpy()).all():
                 raise P2PHDError(f"{run}: its encoder gives no finite codes; the training went wrong, train again")
-            parts.append(_describe(example, found.codes.numpy(), found.key.numpy()))
+            parts.append(_describe(example, found.codes.numpy().astype(np.float32), found.key.numpy()))
             bar.advance(bar.task_ids[0])
     codes = _join(parts, split, folder.last_step())
     codes.save(folder.features)

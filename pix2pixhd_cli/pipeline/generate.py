@@ -63,6 +63,8 @@ def generate(run: Path, labels: Path, out: Path, settings: Settings | None = Non
             written.append(_paint(painter, styler, scene, out, chosen.generate, shown))
             bar.advance(bar.task_ids[0])
     _warn(painter, styler)
+    if scenes.zeroed:
+        console.warn(f"ids {', '.join(map(str, sorted(scenes.zeroed)))} are no class of {run}: painted as unlabeled")
     if styler.clusters is not None and styler.clusters.step != painter.run.last_step():
         console.warn(
             f"{run} was trained on since its styles were found; `p2phd encode` and `p2phd cluster` find them anew"
@@ -183,6 +185,7 @@ class _Scenes:
         else:
             raise P2PHDError(f"{labels}: no such file or folder")
         self._items = self._items[: settings.limit]
+        self.zeroed: set[int] = set()
         if painter.spec.has_instances and any(
             item.get("instance") is None and "entry" not in item for item in self._items
         ):
@@ -229,19 +232,31 @@ class _Scenes:
             ids: NDArray[Any] = pictures.read_photo(label)
         else:
             ids = pictures.read_label_map(label)
-            _check_ids(self.painter, label, ids)
+            self._check_ids(label, ids)
         instances = pictures.read_instance_map(instance) if instance is not None else whole(ids)
         wanted = photo is not None and self.with_photos
         return Scene(
             stem_of(label), ids, instances, pictures.read_photo(photo) if wanted and photo is not None else None
         )
 
+    def _check_ids(self, path: Path, label: NDArray[np.uint16]) -> None:
+        """Refuse class ids that the run does not know; an imported run without a table takes those past its labels as void."""
+        painter = self.painter
+        bad = ~np.isin(label, [c.id for c in painter.spec.classes] + list(painter.spec.ignored))
+        if bad.any() and painter.run.source("imported") and label[bad].min() >= painter.spec.labels:
+            self.zeroed |= set(np.unique(label[bad]).tolist())
+        elif bad.any():
+            row, column = np.argwhere(bad)[0]
+            what = f"id {label[row, column]} at row {row}, column {column} is no class of {painter.run.folder}"
+            raise PictureError(path, f"{what}; prepare the label map as the training data was")
+
 
 def _from_dataset(
     painter: Painter, folder: Path, settings: GenerateSettings, with_photos: bool
 ) -> list[dict[str, Any]]:
     spec = read_spec(folder)
-    for field in ("input", "labels", "ignored", "classes"):
+    same = ("input", "labels") if painter.run.source("imported") else ("input", "labels", "ignored", "classes")
+    for field in same:
         if getattr(spec, field) != getattr(painter.spec, field):
             raise P2PHDError(f"{folder}: its {field} differ from those that {painter.run.folder} was trained with")
     if settings.instance_map is not None or settings.photo is not None:
@@ -293,13 +308,3 @@ def _pictures(source: Path, prefer: str = "_gtFine_labelIds") -> dict[str, Path]
             raise P2PHDError(f"{path}: has the name of {other.name}; names must differ")
         found[stem_of(path)] = path
     return found
-
-
-def _check_ids(painter: Painter, path: Path, label: NDArray[np.uint16]) -> None:
-    """Refuse class ids that the run does not know."""
-    known = [c.id for c in painter.spec.classes] + list(painter.spec.ignored)
-    bad = ~np.isin(label, known)
-    if bad.any():
-        row, column = np.argwhere(bad)[0]
-        what = f"id {label[row, column]} at row {row}, column {column} is no class of {painter.run.folder}"
-        raise PictureError(path, f"{what}; prepare the label map as the training data was")

@@ -59,8 +59,10 @@ def import_checkpoint(
     model = build_model(settings, labels=spec.labels, ignored=spec.ignored, training="D" in states)
     for name, network in model.networks.items():
         _assign(checkpoint, epoch, name[0].upper(), network, states)
-    codes = _read_codes(checkpoint / "features.npy")
-    clusters = _read_clusters(checkpoint, codes, settings.encoder.channels)
+    codes = clusters = None
+    if settings.encoder.enabled:
+        codes = _read_codes(checkpoint / "features.npy", settings.encoder.channels)
+        clusters = _read_clusters(checkpoint, codes, settings.encoder.channels)
     folder.create(settings, spec, imported=checkpoint)
     folder.save_model(model)
     folder.save_checkpoint(network_state(model), 0, keep=1)
@@ -85,7 +87,7 @@ def _read_options(path: Path) -> Options:
     if not path.exists():
         return {}
     pairs = (line.partition(":") for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
-    return {key.strip(): value.strip() for key, colon, value in pairs if colon}
+    return {key.strip(): value.split()[0] for key, colon, value in pairs if colon and value.strip()}
 
 
 def _infer(
@@ -99,6 +101,7 @@ def _infer(
             found[letter] = inferring[letter](state)
         except P2PHDError as error:
             raise P2PHDError(f"{checkpoint}: net_{letter}: {error}") from None
+    _refuse_contradictions(checkpoint, options, found)
     inputs = found["G"].pop("inputs")
     encoded = found["E"]["channels"] if "E" in found else 0
     scene = found["D"].pop("inputs") - 3 if "D" in found else inputs - encoded
@@ -114,16 +117,48 @@ def _infer(
         "gan": "vanilla" if options.get("no_lsgan") == "True" else "lsgan",
         "feature_matching": 0.0
         if options.get("no_ganFeat_loss") == "True"
-        else float(options.get("lambda_feat", 10.0)),
+        else _number(checkpoint, options, "lambda_feat", 10),
         "perceptual": 0.0,
     }
     settings = Settings(
         generator={**found["G"], "boundary": boundary},
         discriminator=found.get("D", {}),
-        encoder={**found.get("E", {}), "enabled": "E" in found},
+        encoder={
+            **found.get("E", {}),
+            "enabled": "E" in found,
+            "pooling": "label" if options.get("label_feat") == "True" else "instance",
+        },
         loss=loss,
     )
     return settings, labels
+
+
+def _number(checkpoint: Path, options: Options, key: str, default: float) -> float:
+    """A number from `opt.txt`."""
+    text = options.get(key, str(default))
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e6:
+        raise P2PHDError(f"{checkpoint / 'opt.txt'}: {key} is {text!r}, which is no number it can be")
+    return value
+
+
+def _refuse_contradictions(checkpoint: Path, options: Options, found: dict[str, dict[str, Any]]) -> None:
+    """Compare what `opt.txt` says with what the shapes tell."""
+    keys = {
+        "G": {"netG": "kind", "ngf": "filters", "n_downsample_global": "downsamplings", "n_blocks_global": "blocks"},
+        "D": {"ndf": "filters", "n_layers_D": "layers", "num_D": "scales"},
+        "E": {"nef": "filters", "n_downsample_E": "downsamplings", "feat_num": "channels"},
+    }
+    if found["G"]["kind"] == "local":
+        keys["G"] |= {"n_local_enhancers": "enhancers", "n_blocks_local": "local_blocks"}
+    for letter, names in keys.items():
+        for key, name in names.items():
+            if letter in found and key in options and options[key] != str(found[letter][name]):
+                told = found[letter][name]
+                raise P2PHDError(f"{checkpoint}: opt.txt says {key} {options[key]}, but net_{letter}.pth has {told}")
 
 
 def _split_scene(
@@ -134,7 +169,7 @@ def _split_scene(
     if boundary is None and "no_instance" in options:
         boundary, source = options["no_instance"] != "True", "opt.txt"
     if labels is None and "label_nc" in options:
-        labels, source = int(options["label_nc"]), "opt.txt"
+        labels, source = int(_number(checkpoint, options, "label_nc", 0)), "opt.txt"
     if labels == 0 and scene == 3:
         return 0, False
     if boundary is None:
@@ -175,11 +210,14 @@ def _assign(checkpoint: Path, epoch: str, letter: str, network: keras.Model, sta
         raise P2PHDError(f"{checkpoint / f'{epoch}_net_{letter}.pth'}: {error}") from None
 
 
-def _read_codes(path: Path) -> FeatureCodes | None:
+def _read_codes(path: Path, channels: int) -> FeatureCodes | None:
     """The public `features.npy`: per class an array of codes, the last column the area in 32nds of a picture."""
     if not path.exists():
         return None
-    rows = [(label, row) for label, array in read_class_dict(path).items() for row in array]
+    arrays = read_class_dict(path)
+    if any(array.ndim != 2 or array.shape[1] != channels + 1 for array in arrays.values()):
+        raise P2PHDError(f"{path}: holds no codes of {channels} channels and an area")
+    rows = [(label, row) for label, array in arrays.items() for row in array]
     if not rows:
         return None
     table = np.array([row for _, row in rows])
@@ -203,7 +241,9 @@ def _read_clusters(checkpoint: Path, codes: FeatureCodes | None, channels: int) 
         return None
     classes = {}
     for label, array in sorted(read_class_dict(paths[-1]).items()):
-        centres = array.reshape(-1, channels).astype(np.float32)
+        if array.ndim != 2 or array.shape[1] != channels:
+            raise P2PHDError(f"{paths[-1]}: class {label} holds no centres of {channels} channels")
+        centres = array.astype(np.float32)
         own = codes.code[codes.label == label] if codes is not None else centres
         mean = (own if len(own) else np.zeros((1, channels), np.float32)).mean(0)
         counts = np.zeros(len(centres), np.int32)

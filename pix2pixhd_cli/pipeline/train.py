@@ -9,7 +9,7 @@ from pix2pixhd_cli import console
 from pix2pixhd_cli.coarse_to_fine import resolve_encoder, start_from
 from pix2pixhd_cli.data.records import PackedSplit
 from pix2pixhd_cli.errors import P2PHDError, SettingsError
-from pix2pixhd_cli.model.build import build_model, side_multiple
+from pix2pixhd_cli.model.build import build_model, side_multiple, smallest_side
 from pix2pixhd_cli.model.pix2pixhd import Pix2PixHD
 from pix2pixhd_cli.perceptual_weights import VggFile, cached_imagenet, load_vgg
 from pix2pixhd_cli.runs import Run
@@ -49,7 +49,7 @@ def train(
     chosen, vgg = _resolve_perceptual(chosen)
     if resume and folder.exists and folder.source("perceptual") != _identity(vgg):
         raise SettingsError(f"{run}: was trained with another perceptual loss than --perceptual-weights now gives")
-    _check_phases(chosen, init_from)
+    _check_phases(chosen, started=init_from is not None or (resume and folder.exists), rgb=split.rgb)
     _check_data(split, chosen)
     _check_tensorboard(chosen)
     _check_run(folder, split, resume, dry_run)
@@ -93,6 +93,8 @@ def _resolve_encoder(settings: Settings, split: PackedSplit, init_from: Path | N
 def _resolve_perceptual(settings: Settings) -> tuple[Settings, VggFile | None]:
     """Unless the user chose, the perceptual loss is on if there are weights for it; nothing is downloaded unasked."""
     weight, source = settings.loss.perceptual, settings.train.perceptual_weights
+    if source not in (None, "imagenet"):
+        source = str(Path(source).absolute())
     if source is None and weight != 0 and cached_imagenet().is_file():
         source = str(cached_imagenet())
     if weight and source is None:
@@ -116,14 +118,21 @@ def _identity(vgg: VggFile | None) -> dict[str, str] | None:
     return {"file": vgg.name, "sha256": vgg.sha256} if vgg is not None else None
 
 
-def _check_phases(settings: Settings, init_from: Path | None) -> None:
+def _check_phases(settings: Settings, started: bool, rgb: bool) -> None:
     """Refuse phases and encoders that the generator has no place for."""
     local = settings.generator.kind == "local"
+    epochs = settings.train.epochs + settings.train.decay_epochs
+    if settings.train.fixed_global_epochs > epochs:
+        raise SettingsError(
+            f"--fixed-global-epochs {settings.train.fixed_global_epochs}: there are only {epochs} epochs"
+        )
+    if settings.encoder.enabled and settings.encoder.pooling == "label" and rgb:
+        raise SettingsError("--encoder-pooling label: RGB inputs have no labels to pool by")
     if settings.train.fixed_global_epochs and not local:
         raise SettingsError(
             "--fixed-global-epochs needs --generator-kind local: there is nothing but the global network"
         )
-    if settings.encoder.frozen and not local and init_from is None:
+    if settings.encoder.frozen and not started:
         raise SettingsError("--encoder-frozen needs --generator-kind local and --init-from")
 
 
@@ -158,11 +167,12 @@ def _check_data(split: PackedSplit, settings: Settings) -> None:
         raise P2PHDError(
             f"{split.packed}: --pool-size needs pictures of one size; use --crop, or prepare them with --size"
         )
+    smallest = smallest_side(settings)
     for height, width in found:
-        if height % multiple or width % multiple or min(height, width) < 2 * multiple:
+        if height % multiple or width % multiple or min(height, width) < smallest:
             raise P2PHDError(
                 f"{split.packed}: pictures of {height}x{width} cannot be halved {multiple.bit_length() - 1} times: sides must "
-                f"be multiples of {multiple}, at least {2 * multiple}; prepare with --multiple {multiple}, use --crop, or "
+                f"be multiples of {multiple}, at least {smallest}; prepare with --multiple {multiple}, use --crop, or "
                 "fewer --generator-downsamplings and --encoder-downsamplings"
             )
 
@@ -203,7 +213,8 @@ def _check_start(source: Run, split: PackedSplit) -> None:
 def check_classes(folder: Run, split: PackedSplit) -> None:
     """Refuse packed data whose classes are not the run's."""
     ours, theirs = folder.spec(), split.spec.dataset
-    for field in ("input", "labels", "ignored", "classes"):
+    same = ("input", "labels") if folder.source("imported") else ("input", "labels", "ignored", "classes")
+    for field in same:
         if getattr(ours, field) != getattr(theirs, field):
             raise P2PHDError(f"{split.packed}: its {field} differ from those that {folder.folder} was trained with")
 
@@ -231,6 +242,8 @@ def _describe_phases(model: Pix2PixHD, settings: TrainSettings) -> None:
     if fixed:
         count = sum(v.value.shape.num_elements() for v in model.outermost_variables)
         console.info(f"epochs 1 to {fixed} train {count:,} parameters of the outermost enhancer{encoder}")
+    if fixed == settings.epochs + settings.decay_epochs:
+        return
     count = sum(v.value.shape.num_elements() for v in model.generator_variables)
     console.info(
         f"epochs {fixed + 1} to {settings.epochs + settings.decay_epochs} train {count:,} parameters{encoder}, and D"

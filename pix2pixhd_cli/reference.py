@@ -1,7 +1,7 @@
 """The reference's networks and ours, layer by layer: names, order, the layout of weights, and what their shapes tell."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -25,18 +25,59 @@ def assign(network: keras.Model, state: Weights) -> None:
                 f"layer {name} has shape {value.shape}, which fits no {variable.path} of {tuple(variable.shape)}"
             )
         variable.assign(array)
-    if len(ordered) > len(variables):
-        raise P2PHDError(f"unexpected layer {list(ordered)[len(variables)]}")
-    if len(ordered) < len(variables):
-        raise P2PHDError(f"missing layer: nothing is left for {variables[len(ordered)].path}")
+    if len(ordered) != len(variables):
+        raise P2PHDError(f"holds {len(ordered)} weights and biases instead of {len(variables)}")
 
 
 def in_our_order(state: Weights) -> dict[str, NDArray[np.floating]]:
     """Weights and biases in the order of our networks: files have it but for the discriminator, whose highest scale is the
     finest and stands first here. What instance norm of old kept (running statistics) is left out.
     """
-    kept = {name: value for name, value in state.items() if name.endswith((".weight", ".bias"))}
-    return dict(sorted(kept.items(), key=lambda entry: -_scale(entry[0])))
+    return dict(sorted(_kept(state).items(), key=lambda entry: -_scale(entry[0])))
+
+
+def check_names(state: Weights, layers: Sequence[str]) -> dict[str, NDArray[np.floating]]:
+    """The state dict in the order of `layers`; raises `P2PHDError` naming a layer that is missing, or one too many."""
+    wanted = [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")]
+    kept = _kept(state)
+    missing = [name for name in wanted if name not in kept]
+    unexpected = [name for name in kept if name not in set(wanted)]
+    if missing or unexpected:
+        parts = [f"missing layer {missing[0]}"] if missing else []
+        parts += [f"unexpected layer {unexpected[0]}"] if unexpected else []
+        raise P2PHDError(" and ".join(parts))
+    return {name: kept[name] for name in wanted}
+
+
+def generator_layers(
+    *, kind: str, downsamplings: int, blocks: int, enhancers: int = 0, local_blocks: int = 0, **_: Any
+) -> list[str]:
+    """The names of a generator's (or encoder's) layers in the reference, in the order of our networks."""
+    first_block, first_up = 4 + 3 * downsamplings, 4 + 3 * downsamplings + blocks
+    numbers: list[object] = [1, *(4 + 3 * n for n in range(downsamplings))]
+    numbers += [f"{first_block + n}.conv_block.{k}" for n in range(blocks) for k in (1, 5)]
+    numbers += [first_up + 3 * n for n in range(downsamplings)]
+    if kind == "global":
+        return [f"model.{n}" for n in [*numbers, first_up + 3 * downsamplings + 1]]
+    names = [f"model.{n}" for n in numbers]
+    for level in range(1, enhancers + 1):
+        names += [f"model{level}_1.{n}" for n in (1, 4)]
+        names += [f"model{level}_2.{n}.conv_block.{k}" for n in range(local_blocks) for k in (1, 5)]
+        names.append(f"model{level}_2.{local_blocks}")
+    return [*names, f"model{enhancers}_2.{local_blocks + 4}"]
+
+
+def discriminator_layers(state: Weights, *, layers: int, scales: int, **_: Any) -> list[str]:
+    """The names of a discriminator's layers in the reference, finest scale first; they differ without feature matching."""
+    if any(name.startswith("scale") for name in state):
+        return [f"scale{s}_layer{n}.0" for s in reversed(range(scales)) for n in range(layers + 2)]
+    return [f"layer{s}.{n}" for s in reversed(range(scales)) for n in (0, *(2 + 3 * k for k in range(layers + 1)))]
+
+
+def _kept(state: Weights) -> dict[str, NDArray[np.floating]]:
+    """All but the running statistics that instance norm of old kept."""
+    dropped = ("running_mean", "running_var", "num_batches_tracked")
+    return {name: value for name, value in state.items() if not name.endswith(dropped)}
 
 
 def _scale(name: str) -> int:
@@ -92,6 +133,7 @@ def _kernels(state: Weights, pattern: str) -> list[NDArray[np.floating]]:
 
 
 def _refuse_unknown_norm(state: Weights) -> None:
-    normed = next((name for name, value in state.items() if value.ndim == 1 and name.endswith("running_mean")), None)
-    if normed is not None:
-        raise P2PHDError(f"layer {normed} belongs to a batch normalisation; only instance normalisation is imported")
+    """Running statistics beside a scale are batch normalisation's; alone they are instance normalisation's of old."""
+    for name in state:
+        if name.endswith(".running_mean") and f"{name.removesuffix('running_mean')}weight" in state:
+            raise P2PHDError(f"layer {name} belongs to a batch normalisation; only instance normalisation is imported")

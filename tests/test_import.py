@@ -3,15 +3,20 @@
 import json
 import pickle
 import shutil
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pix2pixhd_cli.data.state_dicts import read_state_dict
 from pix2pixhd_cli.errors import P2PHDError
+from pix2pixhd_cli.model.generators import GlobalGenerator
 from pix2pixhd_cli.painting import Painter
 from pix2pixhd_cli.pipeline.import_ import import_checkpoint
+from pix2pixhd_cli.reference import assign, check_names, generator_layers, infer_generator
 from pix2pixhd_cli.settings import load_settings
 from tests.conftest import Command, read, save, tiny_settings
 from tests.test_state_dicts import Evil, write_zip
@@ -252,19 +257,50 @@ def test_bad_checkpoints_are_refused(p2phd: Command, tmp_path: Path, damage: str
     assert not (tmp_path / "run").exists() and not mark.exists()
 
 
-def test_missing_unexpected_and_misshapen_layers_are_named() -> None:
-    from pix2pixhd_cli.data.state_dicts import read_state_dict
-    from pix2pixhd_cli.model.generators import GlobalGenerator
-    from pix2pixhd_cli.reference import assign
+def rewritten(path: Path, change: Callable[[bytes], bytes]) -> None:
+    """Change the names in a state dict's pickle, each to one of the same length."""
+    with zipfile.ZipFile(path) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in content.items():
+            archive.writestr(name, change(data) if name.endswith("data.pkl") else data)
 
+
+@pytest.mark.parametrize("case", TRAINED)
+@pytest.mark.parametrize("letter", ["G", "D", "E"])
+def test_a_renamed_layer_is_missing_and_unexpected(tmp_path: Path, case: str, letter: str) -> None:
+    checkpoint = lay_out(case, tmp_path / "checkpoint")
+    path = checkpoint / f"latest_net_{letter}.pth"
+    if not path.exists():
+        pytest.skip(f"{case} has no net_{letter}")
+    last = list(read_state_dict(path))[-1].encode()
+    stranger = last.replace(b"bias", b"gain")
+    rewritten(path, lambda data: data.replace(last, stranger))
+    with pytest.raises(
+        P2PHDError, match=rf"net_{letter}.pth: missing layer {last.decode()} and unexpected layer {stranger.decode()}"
+    ):
+        import_checkpoint(checkpoint, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_misshapen_layers_are_named() -> None:
     state = read_state_dict(GOLDEN / "global_generator_net_G.pth")
     network = GlobalGenerator(filters=6, downsamplings=2, blocks=2)
     network.build((None, None, None, 6))
-    last = list(state)[-1]
-    with pytest.raises(P2PHDError, match="missing layer: nothing is left for"):
-        assign(network, {name: value for name, value in state.items() if name != last})
     misshapen = {name: value[:1] if name == "model.4.weight" else value for name, value in state.items()}
     with pytest.raises(P2PHDError, match=r"layer model.4.weight has shape \(1, 6, 3, 3\), which fits no"):
         assign(network, misshapen)
-    with pytest.raises(P2PHDError, match=r"unexpected layer model.99.bias"):
-        assign(network, {**state, "model.99.bias": np.zeros(3)})
+
+
+def test_instance_norm_of_old_kept_statistics_that_are_left_out() -> None:
+    state = read_state_dict(GOLDEN / "global_generator_net_G.pth")
+    old = {**state, "model.2.running_mean": np.zeros(6), "model.2.running_var": np.ones(6)}
+    layers = generator_layers(kind="global", downsamplings=2, blocks=2)
+    assert list(check_names(old, layers)) == list(state)
+    assert infer_generator(old)["filters"] == 6
+    with pytest.raises(P2PHDError, match=r"model.2.running_mean belongs to a batch normalisation"):
+        infer_generator({**old, "model.2.weight": np.ones(6)})
+    block = {name: value for name, value in state.items() if not name.startswith("model.11.")}
+    with pytest.raises(P2PHDError, match=r"missing layer model.11.weight and unexpected layer model.12"):
+        found = infer_generator(block)
+        check_names(block, generator_layers(**found))

@@ -15,7 +15,15 @@ from pix2pixhd_cli.data.state_dicts import StateDict, read_class_dict, read_stat
 from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.features import ClassStyles, FeatureClusters, FeatureCodes
 from pix2pixhd_cli.model.build import build_model
-from pix2pixhd_cli.reference import assign, infer_discriminator, infer_encoder, infer_generator
+from pix2pixhd_cli.reference import (
+    assign,
+    check_names,
+    discriminator_layers,
+    generator_layers,
+    infer_discriminator,
+    infer_encoder,
+    infer_generator,
+)
 from pix2pixhd_cli.runs import Run, network_state
 from pix2pixhd_cli.settings import NETWORK_SECTIONS, Settings, fields, flag_name
 
@@ -58,7 +66,7 @@ def import_checkpoint(
     spec = _describe_data(channels, classes, ignore_id)
     model = build_model(settings, labels=spec.labels, ignored=spec.ignored, training="D" in states)
     for name, network in model.networks.items():
-        _assign(checkpoint, epoch, name[0].upper(), network, states)
+        _assign(checkpoint, epoch, name[0].upper(), network, states, settings)
     codes = clusters = None
     if settings.encoder.enabled:
         codes = _read_codes(checkpoint / "features.npy", settings.encoder.channels)
@@ -203,9 +211,19 @@ def _describe_data(labels: int, classes: Path | None, ignore_id: Sequence[int]) 
     )
 
 
-def _assign(checkpoint: Path, epoch: str, letter: str, network: keras.Model, states: dict[str, StateDict]) -> None:
+def _assign(
+    checkpoint: Path, epoch: str, letter: str, network: keras.Model, states: dict[str, StateDict], settings: Settings
+) -> None:
+    """Set one network's weights, every layer by its name."""
+    state = states[letter]
+    encoder = settings.encoder.model_dump() | {"kind": "global", "blocks": 0}
+    layers = {
+        "G": lambda: generator_layers(**settings.generator.model_dump()),
+        "E": lambda: generator_layers(**encoder),
+        "D": lambda: discriminator_layers(state, **settings.discriminator.model_dump()),
+    }
     try:
-        assign(network, states[letter])
+        assign(network, check_names(state, layers[letter]()))
     except P2PHDError as error:
         raise P2PHDError(f"{checkpoint / f'{epoch}_net_{letter}.pth'}: {error}") from None
 

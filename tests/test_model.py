@@ -9,7 +9,7 @@ from pix2pixhd_cli.model.build import build_model, build_optimizers
 from pix2pixhd_cli.model.conditioning import condition
 from pix2pixhd_cli.model.discriminators import MultiscaleDiscriminator
 from pix2pixhd_cli.model.encoder import InstanceEncoder, instance_codes, pool_instances
-from pix2pixhd_cli.model.generators import GlobalGenerator
+from pix2pixhd_cli.model.generators import GlobalGenerator, LocalEnhancer
 from pix2pixhd_cli.model.layers import halve
 from pix2pixhd_cli.model.losses import adversarial_loss, feature_matching_loss, reconstruction_loss
 from pix2pixhd_cli.model.pix2pixhd import Batch
@@ -19,6 +19,13 @@ from tests.conftest import tiny_settings
 @pytest.mark.parametrize(("channels", "count"), [(36, 182_546_755), (39, 182_556_163)])
 def test_parameters_of_the_global_generator(channels: int, count: int) -> None:
     network = GlobalGenerator()
+    network.build((None, None, None, channels))
+    assert network.count_params() == count
+
+
+@pytest.mark.parametrize(("channels", "count"), [(36, 182_857_059), (39, 182_871_171)])
+def test_parameters_of_the_local_enhancer(channels: int, count: int) -> None:
+    network = LocalEnhancer()
     network.build((None, None, None, channels))
     assert network.count_params() == count
 

@@ -1,5 +1,7 @@
 """Strict readers: bits and ids survive, everything else is refused."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,17 @@ from PIL import Image
 from pix2pixhd_cli.data import pictures
 from pix2pixhd_cli.data.pictures import PictureError
 from tests.conftest import save
+
+
+def write_png(path: Path, width: int, bits: int, colour_type: int, row: bytes) -> None:
+    """A PNG of one row, at depths that Pillow does not write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, 1, bits, colour_type, 0, 0, 0)
+    chunks = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(row)), chunk(b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
 
 
 @pytest.mark.parametrize("largest", [255, 65535, 2**31 - 1])
@@ -29,16 +42,8 @@ def test_palette_pictures_are_read_as_indices(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bits", [2, 4])
 def test_grey_of_few_bits_is_not_stretched(tmp_path: Path, bits: int) -> None:
-    import struct
-    import zlib
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     row = {2: bytes([0, 0b00011011]), 4: bytes([0, 0x01, 0x2F])}[bits]
-    header = struct.pack(">IIBBBBB", 4, 1, bits, 0, 0, 0, 0)
-    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
-    (tmp_path / "g.png").write_bytes(data)
+    write_png(tmp_path / "g.png", 4, bits, 0, row)
     expected = {2: [0, 1, 2, 3], 4: [0, 1, 2, 15]}[bits]
     assert pictures.read_label_map(tmp_path / "g.png").tolist() == [expected]
 
@@ -69,17 +74,7 @@ def test_refusals(tmp_path: Path) -> None:
 
 
 def test_a_16_bit_rgb_photo_is_not_read_as_8_bit(tmp_path: Path) -> None:
-    import struct
-    import zlib
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
-    data = (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(13))) + chunk(b"IEND", b"")
-    )
-    (tmp_path / "p.png").write_bytes(data)
+    write_png(tmp_path / "p.png", 2, 16, 2, bytes(13))
     with pytest.raises(PictureError, match="16 bits per channel"):
         pictures.read_photo(tmp_path / "p.png")
 

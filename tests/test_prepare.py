@@ -35,6 +35,24 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+def interrupt(source: Path, **options: object) -> None:
+    """Press Ctrl-C in the middle of preparing."""
+    import pix2pixhd_cli.pipeline.prepare as module
+
+    original, calls = module._convert, []
+
+    def convert(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(*arguments)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_convert", convert)
+        with pytest.raises(Interrupted, match="the same command goes on"):
+            prepared(source, **options)
+
+
 def test_cityscapes(city: Path, dataset: Path) -> None:
     spec = read_spec(dataset)
     assert (spec.labels, spec.ignored, spec.has_instances, spec.input) == (35, (255,), True, "labels")
@@ -75,24 +93,11 @@ def test_a_second_run_does_nothing_and_a_change_redoes_only_itself(city: Path, t
     assert not list(dataset.rglob("toytown_000003*"))
 
 
-def test_an_interrupted_run_leaves_the_same_bytes(city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pix2pixhd_cli.pipeline.prepare as module
-
+def test_an_interrupted_run_leaves_the_same_bytes(city: Path, tmp_path: Path) -> None:
     source = tmp_path / "city"
     shutil.copytree(city, source)
-    original, calls = module._convert, []
-
-    def convert(*arguments: object) -> object:
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return original(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(module, "_convert", convert)
-    with pytest.raises(Interrupted, match="the same command goes on"):
-        prepared(source)
+    interrupt(source)
     assert not (tmp_path / "made").exists()
-    monkeypatch.setattr(module, "_convert", original)
     dataset, _ = prepared(source)
     again = tmp_path / "again"
     prepare(source, again)
@@ -235,26 +240,12 @@ def test_all_problems_are_shown_and_nothing_is_written(city: Path, tmp_path: Pat
     assert sorted(p.name for p in tmp_path.iterdir()) == ["city"]
 
 
-def test_leftovers_of_other_settings_never_reach_the_data_set(
-    city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import pix2pixhd_cli.pipeline.prepare as module
-
-    source, original, calls = tmp_path / "city", module._convert, []
+def test_leftovers_of_other_settings_never_reach_the_data_set(city: Path, tmp_path: Path) -> None:
+    source = tmp_path / "city"
     shutil.copytree(city, source)
     dataset, _ = prepared(source, width=64)
     before = snapshot(dataset)
-
-    def convert(*arguments: object) -> object:
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return original(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(module, "_convert", convert)
-    with pytest.raises(Interrupted):
-        prepared(source, width=96)
-    monkeypatch.setattr(module, "_convert", original)
+    interrupt(source, width=96)
     prepared(source, width=64)
     assert snapshot(dataset) == before
 

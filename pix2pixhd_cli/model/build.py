@@ -51,23 +51,10 @@ def build_model(
 
 
 def _build_generator(generator: GeneratorSettings) -> GlobalGenerator | LocalEnhancer:
+    shared = generator.model_dump(include={"filters", "downsamplings", "blocks", "norm", "upsampling"})
     if generator.kind == "global":
-        return GlobalGenerator(
-            filters=generator.filters,
-            downsamplings=generator.downsamplings,
-            blocks=generator.blocks,
-            norm=generator.norm,
-            upsampling=generator.upsampling,
-        )
-    return LocalEnhancer(
-        filters=generator.filters,
-        downsamplings=generator.downsamplings,
-        blocks=generator.blocks,
-        enhancers=generator.enhancers,
-        local_blocks=generator.local_blocks,
-        norm=generator.norm,
-        upsampling=generator.upsampling,
-    )
+        return GlobalGenerator(**shared)
+    return LocalEnhancer(enhancers=generator.enhancers, local_blocks=generator.local_blocks, **shared)
 
 
 class Optimizers(NamedTuple):

@@ -60,7 +60,6 @@ class MultiscaleDiscriminator(keras.Model):
     def __init__(self, *, filters: int = 64, layers: int = 3, scales: int = 2, norm: Norm = "instance") -> None:
         super().__init__()
         self.filters = filters
-        self.layers_per_scale = layers
         self.scales = scales
         self.discriminators = [PatchDiscriminator(filters=filters, layers=layers, norm=norm) for _ in range(scales)]
 

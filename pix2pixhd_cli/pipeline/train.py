@@ -43,13 +43,14 @@ def train(
     folder = Run(run)
     chosen = settings or Settings()
     split = PackedSplit(packed, chosen.train.split, verify=True)
-    if resume and folder.exists:
+    resuming = resume and folder.exists
+    if resuming:
         init_from = None if folder.checkpoints() else folder.init_from()
     chosen = _resolve_encoder(chosen, split, init_from)
     chosen, vgg = _resolve_perceptual(chosen)
-    if resume and folder.exists and folder.source("perceptual") != _identity(vgg):
+    if resuming and folder.source("perceptual") != _identity(vgg):
         raise SettingsError(f"{run}: was trained with another perceptual loss than --perceptual-weights now gives")
-    _check_phases(chosen, started=init_from is not None or (resume and folder.exists), rgb=split.rgb)
+    _check_phases(chosen, started=init_from is not None or resuming, rgb=split.rgb)
     _check_data(split, chosen)
     _check_tensorboard(chosen)
     _check_run(folder, split, resume, dry_run)
@@ -65,7 +66,7 @@ def train(
     if dry_run:
         _estimate_time(trainer)
         return
-    if not folder.exists or not resume:
+    if not resuming:
         sources = {"packed": packed, "examples": split.digest, "init_from": init_from, "perceptual": _identity(vgg)}
         folder.create(chosen, spec, **sources)
     start = folder.restore_checkpoint(trainer.state) if resume else 0

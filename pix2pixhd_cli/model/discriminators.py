@@ -40,11 +40,11 @@ class PatchDiscriminator(keras.layers.Layer):
         """Create all weights for [B, H, W, C]; only C matters."""
         build_in_turn(self.stages, input_shape)
 
-    def call(self, x: tf.Tensor) -> list[tf.Tensor]:
-        """[B, H, W, C] -> layers + 2 maps, of which the last is [B, h, w, 1]."""
+    def call(self, x: tf.Tensor, known: int = 0) -> list[tf.Tensor]:
+        """[B, H, W, C] -> layers + 2 maps, of which the last is [B, h, w, 1]; `known` as in the generators."""
         maps = []
         for stage in self.stages:
-            x = stage(x)
+            x, known = stage(x, known=known), 0
             maps.append(x)
         return maps
 
@@ -68,10 +68,10 @@ class MultiscaleDiscriminator(keras.Model):
         for discriminator in self.discriminators:
             discriminator.build(input_shape)
 
-    def call(self, x: tf.Tensor) -> Maps:
-        """Conditioning and picture, float32 [B, H, W, C], to every map of every scale, finest first."""
+    def call(self, x: tf.Tensor, known: int = 0) -> Maps:
+        """Conditioning (the `known` first channels) and picture, [B, H, W, C], to all maps of all scales, finest first."""
         maps = []
         for scale, discriminator in enumerate(self.discriminators):
             x = halve(x) if scale else x
-            maps.append(discriminator(x))
+            maps.append(discriminator(x, known=known))
         return maps

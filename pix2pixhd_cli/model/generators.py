@@ -34,10 +34,10 @@ def build_in_turn(layers: list[keras.layers.Layer], shape: tuple[int | None, ...
     return shape
 
 
-def in_turn(layers: list[keras.layers.Layer], x: tf.Tensor) -> tf.Tensor:
-    """Apply layers that follow one another."""
+def in_turn(layers: list[keras.layers.Layer], x: tf.Tensor, known: int = 0) -> tf.Tensor:
+    """Apply layers that follow one another; `known` first channels of x are data, whose gradient nobody asks for."""
     for layer in layers:
-        x = layer(x)
+        x, known = layer(x, known=known) if known else layer(x), 0
     return x
 
 
@@ -81,9 +81,9 @@ class GlobalGenerator(keras.Model):
         """Create all weights for [B, H, W, C]; only C matters."""
         build_in_turn([*self.trunk, self.head], input_shape)
 
-    def call(self, x: tf.Tensor) -> tf.Tensor:
-        """Paint a picture."""
-        return self.head(in_turn(self.trunk, x))
+    def call(self, x: tf.Tensor, known: int = 0) -> tf.Tensor:
+        """Paint a picture; `known` first channels are data, whose gradient nobody asks for."""
+        return self.head(in_turn(self.trunk, x, known))
 
 
 class Enhancer(keras.layers.Layer):
@@ -111,9 +111,9 @@ class Enhancer(keras.layers.Layer):
         """Create all weights for an input of [B, H, W, C]; only C matters."""
         build_in_turn([*self.front, *self.back], input_shape)
 
-    def call(self, x: tf.Tensor, coarser: tf.Tensor) -> tf.Tensor:
-        """[B, H, W, C] and [B, H/2, W/2, 2 filters] -> [B, H, W, filters]."""
-        return in_turn(self.back, in_turn(self.front, x) + coarser)
+    def call(self, x: tf.Tensor, coarser: tf.Tensor, known: int = 0) -> tf.Tensor:
+        """[B, H, W, C] and [B, H/2, W/2, 2 filters] -> [B, H, W, filters]; `known` as in the generators."""
+        return in_turn(self.back, in_turn(self.front, x, known) + coarser)
 
 
 class LocalEnhancer(keras.Model):
@@ -168,12 +168,12 @@ class LocalEnhancer(keras.Model):
         """What is trained while the global network is fixed: the outermost enhancer's own layers, with the head."""
         return [*self.enhancers[-1].trainable_variables, *self.head.trainable_variables]
 
-    def call(self, x: tf.Tensor) -> tf.Tensor:
-        """Paint a picture, from the coarsest resolution up."""
+    def call(self, x: tf.Tensor, known: int = 0) -> tf.Tensor:
+        """Paint a picture, from the coarsest resolution up; `known` first channels are data, without a gradient."""
         pyramid = [x]  # [B, H, W, C], [B, H/2, W/2, C], …
         for _ in self.enhancers:
             pyramid.append(halve(pyramid[-1]))
-        features = in_turn(self.trunk, pyramid.pop())
+        features = in_turn(self.trunk, pyramid.pop(), known)
         for enhancer in self.enhancers:
-            features = enhancer(pyramid.pop(), features)
+            features = enhancer(pyramid.pop(), features, known=known)
         return self.head(features)

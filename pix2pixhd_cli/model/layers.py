@@ -9,6 +9,8 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
+from pix2pixhd_cli.model.convolutions import convolve, transposed_convolve
+
 Activation = Literal["relu", "leaky_relu", "tanh"]
 Norm = Literal["instance", "batch"]
 Upsampling = Literal["transposed", "resize"]
@@ -134,12 +136,13 @@ class Convolution(keras.layers.Layer):
         if self.norm is not None:
             self.norm.build((*input_shape[:-1], self.filters))
 
-    def call(self, x: tf.Tensor) -> tf.Tensor:
-        """[B, H, W, C] -> [B, (H + 2 padding - kernel_size) // strides + 1, …, filters]."""
-        p = self.padding
-        if p:
-            x = tf.pad(x, [[0, 0], [p, p], [p, p], [0, 0]], "REFLECT" if self.reflect else "CONSTANT")
-        x = self.convolution(x)
+    def call(self, x: tf.Tensor, known: int = 0) -> tf.Tensor:
+        """[B, H, W, C] -> [B, (H + 2 padding - kernel_size) // strides + 1, …, filters]; `known` first channels are data."""
+        p = 0 if self.reflect else self.padding
+        if self.reflect:
+            x = tf.pad(x, [[0, 0], [self.padding] * 2, [self.padding] * 2, [0, 0]], "REFLECT")
+        x = convolve(x, self.convolution.kernel.value, strides=self.strides, padding=p, known=known)
+        x = tf.nn.bias_add(x, self.convolution.bias.value)
         if self.norm is not None:
             x = self.norm(x)
         return ACTIVATIONS[self.activation](x)
@@ -166,9 +169,9 @@ class Upsample(keras.layers.Layer):
         self.norm.build((*input_shape[:-1], self.filters))
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        """Crop the 2H + 1 rows and columns of the valid convolution to the 2H that the reference keeps."""
-        x = self.convolution(x)[:, 1:, 1:, :]
-        return tf.nn.relu(self.norm(x))
+        """Double, then normalise."""
+        x = transposed_convolve(x, self.convolution.kernel.value)
+        return tf.nn.relu(self.norm(tf.nn.bias_add(x, self.convolution.bias.value)))
 
 
 class ResizeUpsample(Convolution):
@@ -212,5 +215,5 @@ def halve(x: tf.Tensor) -> tf.Tensor:
     """Average-pool 3x3 with stride 2, the border not counted: [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C]."""
     pad = [[0, 0], [1, 1], [1, 1], [0, 0]]
     total = tf.nn.avg_pool2d(tf.pad(x, pad), 3, 2, "VALID")
-    share = tf.nn.avg_pool2d(tf.pad(tf.ones_like(x[:1, :, :, :1]), pad), 3, 2, "VALID")
-    return total / share
+    inside = tf.pad(tf.ones([1, tf.shape(x)[1], tf.shape(x)[2], 1]), pad)
+    return total / tf.nn.avg_pool2d(inside, 3, 2, "VALID")

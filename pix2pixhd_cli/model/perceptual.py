@@ -6,6 +6,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from pix2pixhd_cli.model.convolutions import convolve
+
 MEANS_BGR = (103.939, 116.779, 123.68)
 BLOCKS = {13: (2, 2, 3, 3, 1), 16: (2, 2, 4, 4, 1)}  # Convolutions a block, up to block5_conv1, of VGG16 and VGG19.
 WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
@@ -49,7 +51,7 @@ class Vgg:
             if number:
                 x = tf.nn.max_pool2d(x, 2, 2, "VALID")
             for position, (kernel, bias) in enumerate(block):
-                x = tf.nn.relu(tf.nn.conv2d(x, kernel, 1, "SAME") + bias)
+                x = tf.nn.relu(convolve(x, kernel.value(), padding=1) + bias)
                 if position == 0:
                     found.append(x / 127.5 if self.caffe else x)
         return found

@@ -157,7 +157,9 @@ class Pix2PixHD:
 
     def generate(self, conditioning: tf.Tensor, features: tf.Tensor | None) -> tf.Tensor:
         """Paint: float32 [B, H, W, 3] in [-1, 1]."""
-        return self.generator(conditioning if features is None else tf.concat([conditioning, features], -1))
+        if features is None:
+            return self.generator(conditioning)
+        return self.generator(tf.concat([conditioning, features], -1), known=conditioning.shape[-1])
 
     def reconstruct(self, batch: Batch) -> tf.Tensor:
         """Paint the scene in its photo's own style: float32 [B, H, W, 3] in [-1, 1]."""
@@ -165,7 +167,7 @@ class Pix2PixHD:
 
     def judge(self, conditioning: tf.Tensor, picture: tf.Tensor) -> Maps:
         """All maps of the discriminator on a picture in its scene."""
-        maps: Maps = self._discriminator(tf.concat([conditioning, picture], -1))
+        maps: Maps = self._discriminator(tf.concat([conditioning, picture], -1), known=conditioning.shape[-1])
         return maps
 
     def losses(self, batch: Batch) -> Losses:

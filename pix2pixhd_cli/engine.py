@@ -22,11 +22,18 @@ def start(verbose: bool = False) -> None:
 
 
 def _import() -> None:
+    # Keras would bring in scikit-learn, for wrappers that nothing here uses: a second and 60 MB of every command's start.
+    absent = sys.modules.get("sklearn") is None
+    if absent:
+        sys.modules["sklearn"] = None  # type: ignore[assignment]
     try:
         import keras  # noqa: F401
         import tensorflow  # noqa: F401
     except ImportError as error:
         raise P2PHDError(f"TensorFlow cannot be loaded ({error}); install it with `pip install tensorflow`") from None
+    finally:
+        if absent:
+            del sys.modules["sklearn"]
 
 
 @contextmanager

@@ -14,9 +14,10 @@ from pix2pixhd_cli.model.convolutions import convolve, transposed_convolve
 Activation = Literal["relu", "leaky_relu", "tanh"]
 Norm = Literal["instance", "batch"]
 Upsampling = Literal["transposed", "resize"]
+SLOPE = 0.2  # Of the leaky ReLU below zero.
 ACTIVATIONS = {
     "relu": tf.nn.relu,
-    "leaky_relu": lambda x: tf.nn.leaky_relu(x, 0.2),
+    "leaky_relu": lambda x: tf.nn.leaky_relu(x, SLOPE),
     "tanh": tf.math.tanh,
     None: tf.identity,
 }
@@ -36,12 +37,16 @@ def bias_initializer(fan_in: int) -> keras.initializers.Initializer:
 class InstanceNorm(keras.layers.Layer):
     """Instance normalisation without scale, offset or running statistics: biased variance, epsilon 1e-5.
 
-    [B, H, W, C] -> [B, H, W, C], each channel of each picture with mean 0 and variance 1.
+    [B, H, W, C] -> [B, H, W, C], each channel of each picture with mean 0 and variance 1, then activated.
     """
 
+    def __init__(self, activation: Activation | None = None) -> None:
+        super().__init__()
+        self.activation = activation
+
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        """Normalise over height and width."""
-        return _normalise(x)
+        """Normalise over height and width, and activate."""
+        return _normalise(x, self.activation)
 
 
 def _spatial_mean(x: tf.Tensor) -> tf.Tensor:
@@ -49,17 +54,25 @@ def _spatial_mean(x: tf.Tensor) -> tf.Tensor:
     return tf.reduce_mean(tf.reduce_mean(x, 2, keepdims=True), 1, keepdims=True)
 
 
-@tf.custom_gradient
-def _normalise(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-    """Zero mean and unit variance, with the gradient in closed form: fewer passes and nothing but y kept for it."""
-    centred = x - _spatial_mean(x)
-    scale = tf.math.rsqrt(_spatial_mean(tf.square(centred)) + 1e-5)
-    y = centred * scale
+def _normalise(x: tf.Tensor, activation: Activation | None) -> tf.Tensor:
+    """Zero mean and unit variance, and the activation, with the gradient in closed form: one map is kept for both."""
 
-    def gradient(dy: tf.Tensor) -> tf.Tensor:
-        return scale * (dy - _spatial_mean(dy) - y * _spatial_mean(dy * y))
+    @tf.custom_gradient
+    def normalise(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+        centred = x - _spatial_mean(x)
+        scale = tf.math.rsqrt(_spatial_mean(tf.square(centred)) + 1e-5)
+        y = centred * scale
 
-    return y, gradient
+        def gradient(dy: tf.Tensor) -> tf.Tensor:
+            if activation == "relu":
+                dy = tf.raw_ops.ReluGrad(gradients=dy, features=y)
+            elif activation == "leaky_relu":
+                dy = tf.raw_ops.LeakyReluGrad(gradients=dy, features=y, alpha=SLOPE)
+            return scale * (dy - _spatial_mean(dy) - y * _spatial_mean(dy * y))
+
+        return ACTIVATIONS[activation](y), gradient
+
+    return normalise(x)
 
 
 class BatchNorm(keras.layers.Layer):
@@ -67,6 +80,10 @@ class BatchNorm(keras.layers.Layer):
 
     [B, H, W, C] -> [B, H, W, C]; the scale starts at N(1, 0.02), the offset at 0; epsilon 1e-5.
     """
+
+    def __init__(self, activation: Activation | None = None) -> None:
+        super().__init__()
+        self.activation = activation
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Create scale and offset."""
@@ -76,15 +93,16 @@ class BatchNorm(keras.layers.Layer):
         self.offset = self.add_weight(shape=shape, initializer="zeros", name="offset")
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        """Normalise over batch, height and width."""
+        """Normalise over batch, height and width, and activate."""
         centred = x - tf.reduce_mean(_spatial_mean(x), 0, keepdims=True)
         variance = tf.reduce_mean(_spatial_mean(tf.square(centred)), 0, keepdims=True)
-        return centred * tf.math.rsqrt(variance + 1e-5) * self.scale + self.offset
+        y = centred * tf.math.rsqrt(variance + 1e-5) * self.scale + self.offset
+        return ACTIVATIONS[self.activation](y)
 
 
-def normalisation(norm: Norm) -> keras.layers.Layer:
-    """A normalisation by its name."""
-    return InstanceNorm() if norm == "instance" else BatchNorm()
+def normalisation(norm: Norm, activation: Activation | None) -> keras.layers.Layer:
+    """A normalisation by its name, with the activation after it."""
+    return InstanceNorm(activation) if norm == "instance" else BatchNorm(activation)
 
 
 class Convolution(keras.layers.Layer):
@@ -118,7 +136,7 @@ class Convolution(keras.layers.Layer):
         self.strides = strides
         self.padding = padding
         self.reflect = reflect
-        self.norm = normalisation(norm) if norm is not None else None
+        self.norm = normalisation(norm, activation) if norm is not None else None
         self.activation = activation
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -143,9 +161,7 @@ class Convolution(keras.layers.Layer):
             x = tf.pad(x, [[0, 0], [self.padding] * 2, [self.padding] * 2, [0, 0]], "REFLECT")
         x = convolve(x, self.convolution.kernel.value, strides=self.strides, padding=p, known=known)
         x = tf.nn.bias_add(x, self.convolution.bias.value)
-        if self.norm is not None:
-            x = self.norm(x)
-        return ACTIVATIONS[self.activation](x)
+        return ACTIVATIONS[self.activation](x) if self.norm is None else self.norm(x)
 
 
 class Upsample(keras.layers.Layer):
@@ -154,7 +170,7 @@ class Upsample(keras.layers.Layer):
     def __init__(self, filters: int, *, norm: Norm = "instance", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.filters = filters
-        self.norm = normalisation(norm)
+        self.norm = normalisation(norm, "relu")
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Create kernel and bias; the reference counts a transposed convolution's fan-in by its outputs."""
@@ -171,7 +187,7 @@ class Upsample(keras.layers.Layer):
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """Double, then normalise."""
         x = transposed_convolve(x, self.convolution.kernel.value)
-        return tf.nn.relu(self.norm(tf.nn.bias_add(x, self.convolution.bias.value)))
+        return self.norm(tf.nn.bias_add(x, self.convolution.bias.value))
 
 
 class ResizeUpsample(Convolution):

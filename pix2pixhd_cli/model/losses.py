@@ -4,6 +4,7 @@ Discriminator maps are lists over scales of lists over layers of float32 [B, h, 
 carries no weight.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import tensorflow as tf
@@ -32,13 +33,26 @@ def feature_matching_loss(fake: Maps, real: Maps) -> tf.Tensor:
     """
     inner = len(fake[0]) - 1
     distances = [
-        tf.reduce_mean(tf.abs(f - tf.stop_gradient(r)))
+        mean_distance(f, r)
         for fakes, reals in zip(fake, real, strict=True)
         for f, r in zip(fakes[:inner], reals[:inner], strict=True)
     ]
     return tf.add_n(distances) * (4.0 / inner) / len(fake)
 
 
+@tf.custom_gradient
+def mean_distance(fake: tf.Tensor, photo: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, None]]]:
+    """Mean L1 distance, with `photo` a constant; of the maps only the difference's sign is kept, in a byte."""
+    difference = fake - photo
+    sign = tf.cast(tf.sign(difference), tf.int8)
+
+    def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, None]:
+        return tf.cast(sign, dy.dtype) * (dy / tf.cast(tf.size(sign), dy.dtype)), None
+
+    return tf.reduce_mean(tf.abs(difference)), gradient
+
+
 def reconstruction_loss(fake: tf.Tensor, photo: tf.Tensor) -> tf.Tensor:
     """Mean L1 distance of pictures, [B, H, W, 3] in [-1, 1]; not in the paper."""
-    return tf.reduce_mean(tf.abs(fake - photo))
+    distance: tf.Tensor = mean_distance(fake, photo)
+    return distance

@@ -7,6 +7,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from pix2pixhd_cli.model.convolutions import convolve
+from pix2pixhd_cli.model.losses import mean_distance
 
 MEANS_BGR = (103.939, 116.779, 123.68)
 BLOCKS = {13: (2, 2, 3, 3, 1), 16: (2, 2, 4, 4, 1)}  # Convolutions a block, up to block5_conv1, of VGG16 and VGG19.
@@ -60,4 +61,4 @@ class Vgg:
 def perceptual_loss(vgg: Vgg, fake: tf.Tensor, photo: tf.Tensor) -> tf.Tensor:
     """Weighted L1 distances of the activations of pictures, [B, H, W, 3] in [-1, 1]; the photo's are constants."""
     pairs = zip(WEIGHTS, vgg(fake), vgg(photo), strict=True)
-    return tf.add_n([weight * tf.reduce_mean(tf.abs(a - tf.stop_gradient(b))) for weight, a, b in pairs])
+    return tf.add_n([weight * mean_distance(a, b) for weight, a, b in pairs])

@@ -15,7 +15,7 @@ import tensorflow as tf
 from pix2pixhd_cli import images
 from pix2pixhd_cli.boundary import boundary_map
 from pix2pixhd_cli.console import TrainingDisplay
-from pix2pixhd_cli.data.batches import epoch_batches
+from pix2pixhd_cli.data.batches import training_batches
 from pix2pixhd_cli.data.dataset import Example
 from pix2pixhd_cli.data.pictures import write_picture
 from pix2pixhd_cli.data.records import PackedSplit
@@ -112,20 +112,17 @@ class Trainer:
     def batches(self, start: int) -> Iterator[tuple[int, int, Batch]]:
         """(step, epoch, batch) from the step after `start` to the last; steps and epochs count from 1."""
         chosen, per_epoch = self.settings.train, self.schedule.steps_per_epoch
-        crop = parse_size(chosen.crop) if chosen.crop else None
-        for epoch in range(start // per_epoch + 1, self.schedule.epochs + 1):
-            first = max(start, (epoch - 1) * per_epoch)
-            batches = epoch_batches(
-                self.split,
-                batch_size=chosen.batch_size,
-                seed=chosen.seed,
-                epoch=epoch,
-                flip=chosen.flip,
-                crop=crop,
-                skip=first % per_epoch,
-            )
-            for step, batch in enumerate(batches, start=first + 1):
-                yield step, epoch, Batch(*batch)
+        batches = training_batches(
+            self.split,
+            batch_size=chosen.batch_size,
+            seed=chosen.seed,
+            epochs=range(start // per_epoch + 1, self.schedule.epochs + 1),
+            flip=chosen.flip,
+            crop=parse_size(chosen.crop) if chosen.crop else None,
+            skip=start % per_epoch,
+        )
+        for step, batch in enumerate(batches, start=start + 1):
+            yield step, (step - 1) // per_epoch + 1, Batch(*batch)
 
     def step(self, batch: Batch, epoch: int) -> dict[str, float]:
         """Train on one batch, as the epoch's phase has it, and return its losses by name."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pix2pixhd_cli.data.batches import epoch_batches, plan_epoch
+from pix2pixhd_cli.data.batches import plan_epoch, training_batches
 from pix2pixhd_cli.data.dataset import read_example, read_spec
 from pix2pixhd_cli.data.records import PackedSplit, read_pack_spec
 from pix2pixhd_cli.pipeline.pack import pack
@@ -73,7 +73,10 @@ def test_packing_again_replaces_and_gives_the_same_bytes(dataset: Path, tmp_path
 
 def epoch(split: PackedSplit, number: int, **options: object) -> list[tuple[np.ndarray, ...]]:
     arguments = {"batch_size": 4, "seed": 3, "flip": False, **options}
-    return [tuple(map(np.asarray, batch)) for batch in epoch_batches(split, epoch=number, **arguments)]  # type: ignore[arg-type]
+    return [
+        tuple(map(np.asarray, batch))
+        for batch in training_batches(split, epochs=range(number, number + 1), **arguments)
+    ]  # type: ignore[arg-type]
 
 
 def test_every_example_comes_once_an_epoch(packed: Path) -> None:

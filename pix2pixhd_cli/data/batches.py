@@ -26,23 +26,26 @@ def plan_epoch(records: int, seed: int, epoch: int, *, flip: bool) -> Plan:
     return Plan(order, flips & flip, rng.random((records, 2), np.float32))
 
 
-def epoch_batches(
+def training_batches(
     split: PackedSplit,
     *,
     batch_size: int,
     seed: int,
-    epoch: int,
+    epochs: range,
     flip: bool = True,
     crop: tuple[int, int] | None = None,
     skip: int = 0,
 ) -> Iterator[tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
-    """One epoch of (label, instance, photo), from batch `skip` on; the last batch holds what is left.
+    """(label, instance, photo) of all `epochs` one after the other, without the first `skip` batches; an epoch's last batch
+    holds what is left.
 
     label is int32 [B, H, W] (uint8 [B, H, W, 3] for RGB inputs), instance int32 [B, H, W], photo float32 [B, H, W, 3] in
     [-1, 1]. All maps of an example are flipped and cropped alike.
     """
-    plan = plan_epoch(len(split), seed, epoch, flip=flip)
-    start = skip * batch_size
+
+    def plan(epoch: NDArray[np.int64]) -> Plan:
+        start = skip * batch_size if epoch == epochs.start else 0
+        return Plan(*(array[start:] for array in plan_epoch(len(split), seed, int(epoch), flip=flip)))
 
     def read(number: NDArray[np.int64]) -> bytes:
         return split.read(int(number))
@@ -58,9 +61,13 @@ def epoch_batches(
         ]
         return maps[0], maps[1], tf.cast(maps[2], tf.float32) / 127.5 - 1.0
 
-    dataset = tf.data.Dataset.from_tensor_slices(tuple(array[start:] for array in plan))
-    dataset = dataset.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return iter(dataset.batch(batch_size).prefetch(2))
+    def of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
+        rows = tf.numpy_function(plan, [epoch], (tf.int64, tf.bool, tf.float32), stateful=False)
+        rows = [tf.ensure_shape(array, shape) for array, shape in zip(rows, ([None], [None], [None, 2]), strict=True)]
+        examples = tf.data.Dataset.from_tensor_slices(tuple(rows))
+        return examples.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).batch(batch_size)
+
+    return iter(tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(of_epoch).prefetch(2))
 
 
 def _crop(array: tf.Tensor, size: tuple[int, int], corner: tf.Tensor) -> tf.Tensor:

@@ -124,7 +124,7 @@ def _write_png(path: Path, picture: Image.Image, ids32: bool = False) -> None:
     if ids32:
         note.add_text("p2phd", "ids32")
     with whole_file(path) as beside:
-        picture.save(beside, format="PNG", compress_level=3, pnginfo=note)
+        picture.save(beside, format="PNG", compress_level=1, pnginfo=note)
 
 
 @contextmanager
@@ -166,8 +166,12 @@ def _refuse_lossy(path: Path, picture: Image.Image, what: str) -> None:
         raise PictureError(path, f"is a {picture.format} picture, which changes ids; {what} must be lossless (PNG)")
 
 
-def _ids(path: Path, picture: Image.Image) -> NDArray[np.int64]:
-    ids = np.asarray(picture).astype(np.int64) // STRETCH.get(_raw_mode(picture), 1)
+def _ids(path: Path, picture: Image.Image) -> NDArray[np.integer]:
+    ids = np.asarray(picture)
+    if stretched := STRETCH.get(_raw_mode(picture)):
+        ids = ids.astype(np.int64) // stretched
+    if ids.dtype in (np.uint8, np.uint16):
+        return ids
     if ids.min(initial=0) < 0 or ids.max(initial=0) >= 1 << 31:
         raise PictureError(path, f"holds ids from {ids.min()} to {ids.max()}; they must lie within 0 … 2147483647")
     return ids

@@ -9,6 +9,8 @@ A record is complete in itself: `stem`, `height`, `width`, `label` and `instance
 import hashlib
 import struct
 import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -130,6 +132,16 @@ class PackedSplit:
 
     def __len__(self) -> int:
         return len(self.places)
+
+    def __iter__(self) -> Iterator[Example]:
+        """All examples in order; the next one is read while one is in use."""
+        with ThreadPoolExecutor(1) as reader:
+            coming = reader.submit(self.example, 0)
+            for number in range(1, len(self) + 1):
+                example = coming.result()
+                if number < len(self):
+                    coming = reader.submit(self.example, number)
+                yield example
 
     @property
     def digest(self) -> str:

@@ -98,7 +98,9 @@ def product(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Te
             dkernel = tf.matmul(patches(), dy, transpose_a=True)
         shares = tf.matmul(dy, matrix, transpose_b=True)  # What each pixel of dy gives back to its nine places.
         shares = tf.unstack(tf.reshape(shares, [-1, height, width, 9, channels]), axis=3)
-        padded = [tf.pad(share, [[0, 0], [n // 3, 2 - n // 3], [n % 3, 2 - n % 3], [0, 0]]) for n, share in enumerate(shares)]
+        padded = [
+            tf.pad(share, [[0, 0], [n // 3, 2 - n // 3], [n % 3, 2 - n % 3], [0, 0]]) for n, share in enumerate(shares)
+        ]
         return tf.add_n(padded), tf.reshape(dkernel, kernel.shape)
 
     return tf.reshape(tf.matmul(patches(), matrix), [-1, height, width, filters]), gradient
@@ -125,7 +127,10 @@ def winograd(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.T
 def _filter(x: tf.Tensor, kernel: tf.Tensor, *, turned: bool = False) -> tf.Tensor:
     """Minimal filtering; `turned` gives the kernel half a turn and swaps its channels."""
     height, width, channels = _side(x, 1), _side(x, 2), x.shape[-1]
-    down, across = (height - 1) // 2, (width - 1) // 2  # Tiles of 2x2 outputs, the last of which may be half in the void.
+    down, across = (
+        (height - 1) // 2,
+        (width - 1) // 2,
+    )  # Tiles of 2x2 outputs, the last of which may be half in the void.
     x = tf.pad(x, [[0, 0], [0, height % 2], [0, width % 2], [0, 0]])
     pixels = tf.transpose(tf.reshape(x, [-1, down + 1, 2, across + 1, 2, channels]), [2, 4, 0, 1, 3, 5])
     patches = tf.stack([pixels[:, :, :, i : i + down, j : j + across] for i in range(2) for j in range(2)])

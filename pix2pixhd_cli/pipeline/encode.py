@@ -13,6 +13,7 @@ from pix2pixhd_cli.data.labels import majority_classes, tally
 from pix2pixhd_cli.data.records import PackedSplit
 from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.features import FeatureCodes
+from pix2pixhd_cli.model.encoder import InstanceCodes
 from pix2pixhd_cli.painting import Painter
 from pix2pixhd_cli.pipeline.train import check_classes, check_photos
 from pix2pixhd_cli.runs import Run
@@ -37,14 +38,13 @@ def encode(run: Path, packed: Path | None = None, settings: Settings | None = No
     check_photos(split)
     parts = []
     with console.progress("encoding", len(split)) as bar:
-        for number in range(len(split)):
-            example = split.example(number)
+        for example in split:
             example = replace(example, instance=painter.regions(example.label, example.instance).astype(np.int32))
             assert example.photo is not None
             found = painter.encode(example.photo, example.instance)
             if not np.isfinite(found.codes.numpy()).all():
                 raise P2PHDError(f"{run}: its encoder gives no finite codes; the training went wrong, train again")
-            parts.append(_describe(example, found.codes.numpy().astype(np.float32), found.key.numpy()))
+            parts.append(_describe(example, found))
             bar.advance(bar.task_ids[0])
     codes = _join(parts, split, folder.last_step())
     codes.save(folder.features)
@@ -52,28 +52,24 @@ def encode(run: Path, packed: Path | None = None, settings: Settings | None = No
     return codes
 
 
-def _describe(example: Example, code: NDArray[np.float32], key: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-    """Class, share and bounding box of each encoded instance."""
-    ids = (key & 0xFFFFFFFF).astype(np.int64)
-    rgb = example.label.ndim == 3
-    classes = {} if rgb else majority_classes(tally(example.instance, example.label))[0]
-    order, index = np.unique(example.instance, return_inverse=True)
-    index = index.reshape(example.instance.shape)
-    rows, columns = np.indices(index.shape)
-    box = np.empty((len(order), 4), np.int32)
+def _describe(example: Example, found: InstanceCodes) -> dict[str, NDArray[Any]]:
+    """Code, class, share and bounding box of each encoded instance."""
+    index = found.index.numpy()[0]
+    ids = found.key.numpy() & 0xFFFFFFFF  # One picture: the key is the instance's id.
+    classes = {} if example.label.ndim == 3 else majority_classes(tally(index, example.label))[0]
+    box = np.empty((len(ids), 4), np.int32)
+    rows, columns = np.indices(index.shape, np.int32)
     for n, (line, start) in enumerate(((rows, True), (columns, True), (rows, False), (columns, False))):
-        edge = np.full(len(order), np.iinfo(np.int32).max if start else -1, np.int64)
+        edge = np.full(len(ids), np.iinfo(np.int32).max if start else -1, np.int32)
         (np.minimum if start else np.maximum).at(edge, index.ravel(), line.ravel())
         box[:, n] = edge if start else edge + 1
-    place = np.searchsorted(order, ids)
-    pixels = np.bincount(index.ravel(), minlength=len(order))
     return {
-        "code": code,
-        "label": np.array([classes.get(int(i), -1) for i in ids], np.int32),
+        "code": found.codes.numpy().astype(np.float32),
+        "label": np.array([classes.get(n, -1) for n in range(len(ids))], np.int32),
         "instance": ids.astype(np.int32),
         "stem": np.array([example.stem] * len(ids), np.str_),
-        "share": (pixels[place] / index.size).astype(np.float32),
-        "box": box[place],
+        "share": (found.pixels.numpy() / index.size).astype(np.float32),
+        "box": box,
     }
 
 

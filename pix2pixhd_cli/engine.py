@@ -21,6 +21,15 @@ def start(verbose: bool = False) -> None:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 
+def make_deterministic(seed: int) -> None:
+    """The same numbers from the same seed, run after run."""
+    import keras
+    import tensorflow as tf
+
+    keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()
+
+
 def _import() -> None:
     # Keras would bring in scikit-learn, for wrappers that nothing here uses: a second and 60 MB of every command's start.
     absent = sys.modules.get("sklearn") is None

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import keras
 import tensorflow as tf
 
-from pix2pixhd_cli import console
+from pix2pixhd_cli import console, engine
 from pix2pixhd_cli.coarse_to_fine import resolve_encoder, start_from
 from pix2pixhd_cli.data.records import PackedSplit
 from pix2pixhd_cli.errors import P2PHDError, SettingsError
@@ -54,8 +53,7 @@ def train(
     _check_data(split, chosen)
     _check_tensorboard(chosen)
     _check_run(folder, split, resume, dry_run)
-    keras.utils.set_random_seed(chosen.train.seed)
-    tf.config.experimental.enable_op_determinism()
+    engine.make_deterministic(chosen.train.seed)
     spec = split.spec.dataset
     model = build_model(chosen, labels=spec.labels, ignored=spec.ignored, training=True, vgg=vgg and vgg.vgg)
     if init_from is not None:

@@ -2,6 +2,9 @@
 
 TensorFlow's kernels reorder a convolution's weights at every call, which for a residual block's 38 MB takes longer than the
 work itself on maps of its size. As matrix products the weights are read as they lie.
+
+In the gradients the kernel's comes after the map's: the optimiser may then change the kernel where it lies, for nobody reads
+it any more; otherwise it copies it first.
 """
 
 from collections.abc import Callable
@@ -53,10 +56,12 @@ def transposed_convolve(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Cal
 
     def gradient(dy: tf.Tensor) -> Gradients:
         dy = tf.pad(dy, [[0, 0], [1, 0], [1, 0], [0, 0]])
-        dkernel = tf.raw_ops.Conv2DBackpropFilter(
-            input=dy, filter_sizes=kernel.shape, out_backprop=x, strides=[1, 2, 2, 1], padding="VALID"
-        )
-        return tf.nn.conv2d(dy, kernel, 2, "VALID"), dkernel
+        dx = tf.nn.conv2d(dy, kernel, 2, "VALID")
+        with tf.control_dependencies([dx]):
+            dkernel = tf.raw_ops.Conv2DBackpropFilter(
+                input=dy, filter_sizes=kernel.shape, out_backprop=x, strides=[1, 2, 2, 1], padding="VALID"
+            )
+        return dx, dkernel
 
     return tf.nn.conv2d_transpose(x, kernel, out, 2, "VALID")[:, 1:, 1:], gradient
 
@@ -94,9 +99,9 @@ def product(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Te
 
     def gradient(dy: tf.Tensor) -> Gradients:
         dy = tf.reshape(dy, [-1, filters])
-        with tf.control_dependencies([dy]):
-            dkernel = tf.matmul(patches(), dy, transpose_a=True)
         shares = tf.matmul(dy, matrix, transpose_b=True)  # What each pixel of dy gives back to its nine places.
+        with tf.control_dependencies([shares]):
+            dkernel = tf.matmul(patches(), dy, transpose_a=True)
         shares = tf.unstack(tf.reshape(shares, [-1, height, width, 9, channels]), axis=3)
         padded = [
             tf.pad(share, [[0, 0], [n // 3, 2 - n // 3], [n % 3, 2 - n % 3], [0, 0]]) for n, share in enumerate(shares)
@@ -115,10 +120,10 @@ def winograd(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.T
     """
 
     def gradient(dy: tf.Tensor) -> Gradients:
-        with tf.control_dependencies([dy]), tf.GradientTape() as tape:
+        dx = _filter(tf.pad(dy, [[0, 0], [2, 2], [2, 2], [0, 0]]), kernel, turned=True)
+        with tf.control_dependencies([dx]), tf.GradientTape() as tape:
             tape.watch(kernel)
             again = _filter(x, kernel)
-        dx = _filter(tf.pad(dy, [[0, 0], [2, 2], [2, 2], [0, 0]]), kernel, turned=True)
         return dx, tape.gradient(again, kernel, dy)
 
     return _filter(x, kernel), gradient

@@ -264,6 +264,7 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
             "batch_size": arguments.batch,
             "seed": arguments.seed,
             "perceptual_weights": arguments.perceptual_weights,
+            "recompute": arguments.recompute,
         },
     )
 

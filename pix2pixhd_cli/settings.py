@@ -214,6 +214,11 @@ class TrainSettings(Section):
         examples=["imagenet"],
         description="VGG for the perceptual loss: imagenet (Keras' download), a Keras .h5, a torchvision .pth, or an .npz.",
     )
+    recompute: bool = Field(
+        False,
+        description="Keep less for the gradients and work it out again: about half the activations' memory for a "
+        "third more time. Losses and weights stay the same up to rounding.",
+    )
     log_every: int = Field(50, ge=1, description="Steps between lines in metrics.jsonl.")
     sample_every: int = Field(1000, ge=1, description="Steps between sample pictures.")
     checkpoint_every: int = Field(1000, ge=1, description="Steps between checkpoints.")

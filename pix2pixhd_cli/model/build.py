@@ -18,8 +18,12 @@ def build_model(
 ) -> Pix2PixHD:
     """Build the networks that `settings` describe, with fresh weights; the discriminator only for training."""
     discriminator, encoder = settings.discriminator, settings.encoder
+    generator = _build_generator(settings.generator)
+    generator.recompute = training and settings.train.recompute
+    if vgg is not None:
+        vgg.recompute = settings.train.recompute
     return Pix2PixHD(
-        generator=_build_generator(settings.generator),
+        generator=generator,
         encoder=InstanceEncoder(
             filters=encoder.filters,
             downsamplings=encoder.downsamplings,

@@ -1,5 +1,6 @@
 """The coarse-to-fine generator's networks (paper, section 3.2)."""
 
+from functools import partial
 from typing import Any
 
 import keras
@@ -34,10 +35,15 @@ def build_in_turn(layers: list[keras.layers.Layer], shape: tuple[int | None, ...
     return shape
 
 
-def in_turn(layers: list[keras.layers.Layer], x: tf.Tensor, known: int = 0) -> tf.Tensor:
-    """Apply layers that follow one another; `known` first channels of x are data, whose gradient nobody asks for."""
+def in_turn(layers: list[keras.layers.Layer], x: tf.Tensor, *, known: int = 0, recompute: bool = False) -> tf.Tensor:
+    """Apply layers that follow one another.
+
+    `known` first channels of x are data, whose gradient nobody asks for. `recompute` keeps no more for the gradient than what
+    goes into each layer, and works out the rest again.
+    """
     for layer in layers:
-        x, known = layer(x, known=known) if known else layer(x), 0
+        call = partial(layer, known=known) if known else layer
+        x, known = (tf.recompute_grad(call) if recompute else call)(x), 0
     return x
 
 
@@ -74,6 +80,7 @@ class GlobalGenerator(keras.Model):
         self.channels = channels
         self.norm = norm
         self.upsampling = upsampling
+        self.recompute = False  # In training: work activations out again in the gradient instead of keeping them.
         self.trunk = trunk(filters, downsamplings, blocks, norm, upsampling)
         self.head = head(channels)
 
@@ -83,7 +90,7 @@ class GlobalGenerator(keras.Model):
 
     def call(self, x: tf.Tensor, known: int = 0) -> tf.Tensor:
         """Paint a picture; `known` first channels are data, whose gradient nobody asks for."""
-        return self.head(in_turn(self.trunk, x, known))
+        return in_turn([*self.trunk, self.head], x, known=known, recompute=self.recompute)
 
 
 class Enhancer(keras.layers.Layer):
@@ -111,9 +118,10 @@ class Enhancer(keras.layers.Layer):
         """Create all weights for an input of [B, H, W, C]; only C matters."""
         build_in_turn([*self.front, *self.back], input_shape)
 
-    def call(self, x: tf.Tensor, coarser: tf.Tensor, known: int = 0) -> tf.Tensor:
-        """[B, H, W, C] and [B, H/2, W/2, 2 filters] -> [B, H, W, filters]; `known` as in the generators."""
-        return in_turn(self.back, in_turn(self.front, x, known) + coarser)
+    def call(self, x: tf.Tensor, coarser: tf.Tensor, known: int = 0, recompute: bool = False) -> tf.Tensor:
+        """[B, H, W, C] and [B, H/2, W/2, 2 filters] -> [B, H, W, filters]; the switches are those of `in_turn`."""
+        features = in_turn(self.front, x, known=known, recompute=recompute) + coarser
+        return in_turn(self.back, features, recompute=recompute)
 
 
 class LocalEnhancer(keras.Model):
@@ -152,6 +160,7 @@ class LocalEnhancer(keras.Model):
         self.channels = channels
         self.norm = norm
         self.upsampling = upsampling
+        self.recompute = False  # As in the global generator.
         self.trunk = trunk(filters << enhancers, downsamplings, blocks, norm, upsampling)
         self.enhancers = [Enhancer(filters << n, local_blocks, norm, upsampling) for n in reversed(range(enhancers))]
         self.head = head(channels)
@@ -173,7 +182,7 @@ class LocalEnhancer(keras.Model):
         pyramid = [x]  # [B, H, W, C], [B, H/2, W/2, C], …
         for _ in self.enhancers:
             pyramid.append(halve(pyramid[-1]))
-        features = in_turn(self.trunk, pyramid.pop(), known)
+        features = in_turn(self.trunk, pyramid.pop(), known=known, recompute=self.recompute)
         for enhancer in self.enhancers:
-            features = enhancer(pyramid.pop(), features, known=known)
-        return self.head(features)
+            features = enhancer(pyramid.pop(), features, known=known, recompute=self.recompute)
+        return in_turn([self.head], features, recompute=self.recompute)

@@ -1,6 +1,7 @@
 """The perceptual loss: distances of VGG's activations (paper, appendix)."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import tensorflow as tf
@@ -29,6 +30,7 @@ class Vgg:
         self, weights: Sequence[tuple[NDArray[np.floating], NDArray[np.floating]]], *, convolutions: int, caffe: bool
     ) -> None:
         self.caffe = caffe
+        self.recompute = False  # Work activations out again in the gradient instead of keeping them.
         self.blocks: list[list[tuple[tf.Variable, tf.Variable]]] = []
         rest = iter(weights)
         for count in BLOCKS[convolutions]:
@@ -48,14 +50,20 @@ class Vgg:
         if self.caffe:
             x = (tf.reverse(picture, [-1]) + 1.0) * 127.5 - tf.constant(MEANS_BGR)
         found = []
-        for number, block in enumerate(self.blocks):
-            if number:
-                x = tf.nn.max_pool2d(x, 2, 2, "VALID")
-            for position, (kernel, bias) in enumerate(block):
-                x = tf.nn.relu(convolve(x, kernel.value(), padding=1) + bias)
-                if position == 0:
-                    found.append(x / 127.5 if self.caffe else x)
+        for number in range(len(self.blocks)):
+            block = partial(self._block, number)
+            first, x = (tf.recompute_grad(block) if self.recompute else block)(x)
+            found.append(first / 127.5 if self.caffe else first)
         return found
+
+    def _block(self, number: int, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """One block's first activations and its last ones, from those of the block before."""
+        maps = []
+        x = tf.nn.max_pool2d(x, 2, 2, "VALID") if number else x
+        for kernel, bias in self.blocks[number]:
+            x = tf.nn.relu(convolve(x, kernel.value(), padding=1) + bias)
+            maps.append(x)
+        return maps[0], maps[-1]
 
 
 def perceptual_loss(vgg: Vgg, fake: tf.Tensor, photo: tf.Tensor) -> tf.Tensor:

@@ -84,7 +84,7 @@ def check_discriminator(case: str, config: dict[str, Any], vectors: Vectors) -> 
     network = MultiscaleDiscriminator(filters=config["ndf"], layers=config["n_layers"], scales=config["num_D"])
     network.build((None, None, None, config["in_channels"]))
     assign(network, read_state_dict(GOLDEN / f"{case}_net_D.pth"))
-    maps = network(vectors["x"])
+    maps = network(*tf.split(vectors["x"], [-1, 3], -1))
     assert [len(layers) for layers in maps] == [config["n_layers"] + 2] * config["num_D"]
     for scale, layers in enumerate(maps):
         for layer, value in enumerate(layers):

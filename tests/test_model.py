@@ -1,5 +1,8 @@
 """Networks, pooling, conditioning and losses against restatements in plain numpy."""
 
+import itertools
+
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -12,7 +15,9 @@ from pix2pixhd_cli.model.encoder import InstanceEncoder, instance_codes, pool_in
 from pix2pixhd_cli.model.generators import GlobalGenerator, LocalEnhancer
 from pix2pixhd_cli.model.layers import halve
 from pix2pixhd_cli.model.losses import adversarial_loss, feature_matching_loss, reconstruction_loss
-from pix2pixhd_cli.model.pix2pixhd import Batch
+from pix2pixhd_cli.model.optimizers import Adam
+from pix2pixhd_cli.model.perceptual import Vgg
+from pix2pixhd_cli.model.pix2pixhd import Batch, Losses
 from tests.conftest import tiny_settings
 
 
@@ -156,3 +161,42 @@ def test_each_picture_of_a_batch_is_painted_as_if_alone() -> None:
     both = batch(2)
     alone = [model.reconstruct(Batch(*(field[n : n + 1] for field in both)))[0] for n in range(2)]
     np.testing.assert_allclose(model.reconstruct(both), np.stack(alone), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["global", "local"])
+def test_recomputing_trains_the_same(kind: str) -> None:
+    rng = np.random.default_rng(8)
+    widths = [3, 8, 8, 8, 8, *[8] * 4, *[8] * 5]
+    weights = [(rng.normal(0, 0.1, (3, 3, i, o)), np.zeros(o)) for i, o in itertools.pairwise(widths)]
+
+    def train(recompute: bool) -> list[Losses]:
+        keras.utils.set_random_seed(1)
+        settings = tiny_settings(
+            generator={"kind": kind, "blocks": 2},
+            encoder={"enabled": True},
+            loss={"perceptual": 10.0},
+            train={"recompute": recompute},
+        )
+        vgg = Vgg(weights, convolutions=16, caffe=False)
+        model = build_model(settings, labels=4, ignored=(), training=True, vgg=vgg)
+        parts = [model.generator, model.discriminator, vgg]
+        assert [part.recompute for part in parts if part is not None] == [recompute] * 3
+        optimizers = build_optimizers(settings, model)
+        step = tf.function(lambda batch: model.train_step(batch, optimizers.generator, optimizers.discriminator))
+        return [step(batch()) for _ in range(3)]
+
+    np.testing.assert_allclose(train(True), train(False), rtol=1e-5)
+
+
+def test_adam_is_its_papers() -> None:
+    rng = np.random.default_rng(9)
+    start, gradients = rng.normal(size=7), [rng.normal(size=7) * 10.0**-n for n in range(8)]
+    variable = keras.Variable(start.astype(np.float32))
+    optimizer = Adam(0.01)
+    optimizer.build([variable])
+    expected, m, v = start.copy(), np.zeros(7), np.zeros(7)
+    for t, gradient in enumerate(gradients, start=1):
+        optimizer.apply([tf.constant(gradient, tf.float32)], [variable])
+        m, v = 0.5 * m + 0.5 * gradient, 0.999 * v + 0.001 * gradient**2
+        expected -= 0.01 * (m / (1 - 0.5**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        np.testing.assert_allclose(variable.numpy(), expected, atol=1e-6)

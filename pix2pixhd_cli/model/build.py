@@ -18,12 +18,8 @@ def build_model(
 ) -> Pix2PixHD:
     """Build the networks that `settings` describe, with fresh weights; the discriminator only for training."""
     discriminator, encoder = settings.discriminator, settings.encoder
-    generator = _build_generator(settings.generator)
-    generator.recompute = training and settings.train.recompute
-    if vgg is not None:
-        vgg.recompute = settings.train.recompute
-    return Pix2PixHD(
-        generator=generator,
+    model = Pix2PixHD(
+        generator=_build_generator(settings.generator),
         encoder=InstanceEncoder(
             filters=encoder.filters,
             downsamplings=encoder.downsamplings,
@@ -52,6 +48,10 @@ def build_model(
         perceptual=settings.loss.perceptual or 0.0,
         reconstruction=settings.loss.reconstruction,
     )
+    for part in (model.generator, model.discriminator, model.vgg):
+        if part is not None:
+            part.recompute = training and settings.train.recompute
+    return model
 
 
 def _build_generator(generator: GeneratorSettings) -> GlobalGenerator | LocalEnhancer:

@@ -7,12 +7,14 @@ In the gradients the kernel's comes after the map's: the optimiser may then chan
 it any more; otherwise it copies it first.
 """
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
 WIDE = 1 << 16  # Input channels x filters from which products are faster.
+BAND = 1 << 14  # Pixels that Winograd's way transforms at once.
 SMALL = 256  # Pixels below which the plain product beats Winograd's, whose kernels take 16 / 9 of the room.
 
 # Minimal filtering F(2x2, 3x3): of a 4x4 patch d and a 3x3 kernel g, the 2x2 outputs are Aᵀ[(G g Gᵀ) ⊙ (Bᵀ d B)]A, with 16
@@ -131,23 +133,40 @@ def winograd(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.T
 
 def _filter(x: tf.Tensor, kernel: tf.Tensor, *, turned: bool = False) -> tf.Tensor:
     """Minimal filtering; `turned` gives the kernel half a turn and swaps its channels."""
-    height, width, channels = _side(x, 1), _side(x, 2), x.shape[-1]
-    down, across = (
-        (height - 1) // 2,
-        (width - 1) // 2,
-    )  # Tiles of 2x2 outputs, the last of which may be half in the void.
+    with tf.control_dependencies([x]):  # Or every layer's kernels would be transformed at once, and wait.
+        kernels = _transform([row[::-1] for row in KERNEL] if turned else KERNEL, tf.reshape(kernel, [9, -1]))
+    kernels = tf.reshape(kernels, [16, *kernel.shape[2:]])
+    height, width = _side(x, 1), _side(x, 2)
     x = tf.pad(x, [[0, 0], [0, height % 2], [0, width % 2], [0, 0]])
+    rows, bands = _bands(height + height % 2, width), []
+    for first, last in itertools.pairwise(
+        rows
+    ):  # Bands one after the other: the patches of a large map take much room.
+        with tf.control_dependencies(bands[-1:]):
+            bands.append(_filter_band(x[:, first : last + 2] if len(rows) > 2 else x, kernels, turned))
+    found = tf.concat(bands, 1) if len(bands) > 1 else bands[0]
+    odd = not (isinstance(height, int) and isinstance(width, int) and height % 2 == width % 2 == 0)
+    return found[:, : height - 2, : width - 2] if odd else found
+
+
+def _bands(height: int | tf.Tensor, width: int | tf.Tensor) -> list[int | tf.Tensor]:
+    """Where the bands of a map's output begin, and where the last one ends."""
+    if not isinstance(height, int) or not isinstance(width, int):
+        return [0, height - 2]
+    step = max(2, BAND // width // 2 * 2)
+    return [*range(0, height - 2, step), height - 2]
+
+
+def _filter_band(x: tf.Tensor, kernels: tf.Tensor, turned: bool) -> tf.Tensor:
+    """Minimal filtering of a map of even sides with transformed kernels [16, C, O]."""
+    down, across, channels = _side(x, 1) // 2 - 1, _side(x, 2) // 2 - 1, x.shape[-1]  # Tiles of 2x2 outputs.
     pixels = tf.transpose(tf.reshape(x, [-1, down + 1, 2, across + 1, 2, channels]), [2, 4, 0, 1, 3, 5])
     patches = tf.stack([pixels[:, :, :, i : i + down, j : j + across] for i in range(2) for j in range(2)])
     order = (0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15)  # Quarters of 2x2 pixels -> rows of 4.
     patches = tf.reshape(_transform(PATCH, patches, order), [16, -1, channels])
-    with tf.control_dependencies([x]):  # Or every layer's kernels would be transformed at once, and wait.
-        kernels = _transform([row[::-1] for row in KERNEL] if turned else KERNEL, tf.reshape(kernel, [9, -1]))
-    products = tf.matmul(patches, tf.reshape(kernels, [16, *kernel.shape[2:]]), transpose_b=turned)
+    products = tf.matmul(patches, kernels, transpose_b=turned)
     found = tf.reshape(_transform(OUTPUT, products), [2, 2, -1, down, across, products.shape[-1]])
-    found = tf.reshape(tf.transpose(found, [2, 3, 0, 4, 1, 5]), [-1, 2 * down, 2 * across, products.shape[-1]])
-    odd = not (isinstance(height, int) and isinstance(width, int) and height % 2 == width % 2 == 0)
-    return found[:, : height - 2, : width - 2] if odd else found
+    return tf.reshape(tf.transpose(found, [2, 3, 0, 4, 1, 5]), [-1, 2 * down, 2 * across, products.shape[-1]])
 
 
 def _transform(matrix: list[list[float]], x: tf.Tensor, order: tuple[int, ...] | None = None) -> tf.Tensor:

@@ -1,5 +1,6 @@
 """The multiscale discriminator (paper, section 3.2)."""
 
+from functools import partial
 from typing import Any
 
 import keras
@@ -61,6 +62,7 @@ class MultiscaleDiscriminator(keras.Model):
         super().__init__()
         self.filters = filters
         self.scales = scales
+        self.recompute = False  # In training: work the maps out again in the gradient instead of keeping them.
         self.discriminators = [PatchDiscriminator(filters=filters, layers=layers, norm=norm) for _ in range(scales)]
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -68,10 +70,21 @@ class MultiscaleDiscriminator(keras.Model):
         for discriminator in self.discriminators:
             discriminator.build(input_shape)
 
-    def call(self, x: tf.Tensor, known: int = 0) -> Maps:
-        """Conditioning (the `known` first channels) and picture, [B, H, W, C], to all maps of all scales, finest first."""
+    def call(self, conditioning: tf.Tensor, picture: tf.Tensor) -> Maps:
+        """Conditioning and picture, float32 [B, H, W, …], to all maps of all scales, finest first.
+
+        The conditioning is data, whose gradient nobody asks for.
+        """
         maps = []
-        for scale, discriminator in enumerate(self.discriminators):
-            x = halve(x) if scale else x
-            maps.append(discriminator(x, known=known))
+        for scale in range(self.scales):
+            judge = partial(self._judge, scale)
+            maps.append(list((tf.recompute_grad(judge) if self.recompute else judge)(conditioning, picture)))
+        return maps
+
+    def _judge(self, scale: int, conditioning: tf.Tensor, picture: tf.Tensor) -> list[tf.Tensor]:
+        """All maps of one scale, 0 the finest."""
+        x = tf.concat([conditioning, picture], -1)
+        for _ in range(scale):
+            x = halve(x)
+        maps: list[tf.Tensor] = self.discriminators[scale](x, known=conditioning.shape[-1])
         return maps

@@ -167,7 +167,7 @@ class Pix2PixHD:
 
     def judge(self, conditioning: tf.Tensor, picture: tf.Tensor) -> Maps:
         """All maps of the discriminator on a picture in its scene."""
-        maps: Maps = self._discriminator(tf.concat([conditioning, picture], -1), known=conditioning.shape[-1])
+        maps: Maps = self._discriminator(conditioning, picture)
         return maps
 
     def losses(self, batch: Batch) -> Losses:
@@ -178,7 +178,8 @@ class Pix2PixHD:
         on_real = self.judge(conditioning, batch.photo)
         on_old = on_fake
         if self.pool is not None:
-            on_old = self._discriminator(self.pool.query(tf.stop_gradient(tf.concat([conditioning, fake], -1))))
+            old = self.pool.query(tf.stop_gradient(tf.concat([conditioning, fake], -1)))
+            on_old = self.judge(*tf.split(old, [conditioning.shape[-1], -1], -1))
         zero = tf.zeros([], fake.dtype)
         return Losses(
             g_gan=adversarial_loss(on_fake, 1.0, self.gan),

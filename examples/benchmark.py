@@ -122,7 +122,7 @@ def pool(arguments: argparse.Namespace, folder: Path) -> Iterator[float]:
     instance = tf.constant(np.stack([_scene(arguments, rng)[1] for _ in range(arguments.batch)]))
     features = tf.constant(rng.standard_normal((*instance.shape, 3), np.float32))
 
-    @tf.function  # type: ignore[untyped-decorator]
+    @tf.function
     def forward_and_backward() -> tf.Tensor:
         with tf.GradientTape() as tape:
             tape.watch(features)

@@ -216,8 +216,7 @@ class TrainSettings(Section):
     )
     recompute: bool = Field(
         False,
-        description="Keep less for the gradients and work it out again: about half the activations' memory for a "
-        "third more time. Losses and weights stay the same up to rounding.",
+        description="Keep less for the gradients and work it out again: less memory, more time, the same losses.",
     )
     log_every: int = Field(50, ge=1, description="Steps between lines in metrics.jsonl.")
     sample_every: int = Field(1000, ge=1, description="Steps between sample pictures.")

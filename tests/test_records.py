@@ -1,7 +1,9 @@
 """pack, records and batches: nothing lost, every example once an epoch, an order from seed and epoch alone."""
 
 import hashlib
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,11 +74,23 @@ def test_packing_again_replaces_and_gives_the_same_bytes(dataset: Path, tmp_path
 
 
 def epoch(split: PackedSplit, number: int, **options: object) -> list[tuple[np.ndarray, ...]]:
-    arguments = {"batch_size": 4, "seed": 3, "flip": False, **options}
-    return [
-        tuple(map(np.asarray, batch))
-        for batch in training_batches(split, epochs=range(number, number + 1), **arguments)
-    ]  # type: ignore[arg-type]
+    return epochs(split, range(number, number + 1), **options)
+
+
+def epochs(split: PackedSplit, wanted: range, **options: object) -> list[tuple[np.ndarray, ...]]:
+    arguments: dict[str, Any] = {"batch_size": 4, "seed": 3, "flip": False, **options}
+    return [tuple(map(np.asarray, batch)) for batch in training_batches(split, epochs=wanted, **arguments)]
+
+
+def test_epochs_follow_one_another(packed: Path) -> None:
+    split = PackedSplit(packed, "train")
+    alone = [batch for number in (2, 3, 4) for batch in epoch(split, number, flip=True)]
+    assert len(alone) == 3 * math.ceil(len(split) / 4)
+    for skip in (0, 1):
+        together = epochs(split, range(2, 5), flip=True, skip=skip)
+        assert len(together) == len(alone) - skip
+        for ours, theirs in zip(together, alone[skip:], strict=True):
+            assert all((a == b).all() for a, b in zip(ours, theirs, strict=True))
 
 
 def test_every_example_comes_once_an_epoch(packed: Path) -> None:

@@ -44,8 +44,9 @@ def training_batches(
     """
 
     def plan(epoch: NDArray[np.int64]) -> Plan:
+        record, flips, crops = plan_epoch(len(split), seed, int(epoch), flip=flip)
         start = skip * batch_size if epoch == epochs.start else 0
-        return Plan(*(array[start:] for array in plan_epoch(len(split), seed, int(epoch), flip=flip)))
+        return Plan(record[start:], flips[start:], crops[start:])
 
     def read(number: NDArray[np.int64]) -> bytes:
         return split.read(int(number))

@@ -48,7 +48,7 @@ def build_model(
         perceptual=settings.loss.perceptual or 0.0,
         reconstruction=settings.loss.reconstruction,
     )
-    for part in (model.generator, model.discriminator, model.vgg):
+    for part in (model.generator, model.encoder, model.discriminator, model.vgg):
         if part is not None:
             part.recompute = training and settings.train.recompute
     return model

@@ -9,9 +9,11 @@ it any more; otherwise it copies it first.
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 WIDE = 1 << 16  # Input channels x filters from which products are faster.
 BAND = 1 << 14  # Pixels that Winograd's way transforms at once.
@@ -19,9 +21,9 @@ SMALL = 256  # Pixels below which the plain product beats Winograd's, whose kern
 
 # Minimal filtering F(2x2, 3x3): of a 4x4 patch d and a 3x3 kernel g, the 2x2 outputs are Aᵀ[(G g Gᵀ) ⊙ (Bᵀ d B)]A, with 16
 # multiplications instead of 36. Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016), 4.1.
-PATCH = [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]]  # Bᵀ
-KERNEL = [[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]  # G
-OUTPUT = [[1, 1, 1, 0], [0, 1, -1, -1]]  # Aᵀ
+PATCH = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])  # Bᵀ
+KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])  # G
+OUTPUT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])  # Aᵀ
 
 Gradients = tuple[tf.Tensor, tf.Tensor]
 
@@ -134,11 +136,12 @@ def winograd(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.T
 def _filter(x: tf.Tensor, kernel: tf.Tensor, *, turned: bool = False) -> tf.Tensor:
     """Minimal filtering; `turned` gives the kernel half a turn and swaps its channels."""
     with tf.control_dependencies([x]):  # Or every layer's kernels would be transformed at once, and wait.
-        kernels = _transform([row[::-1] for row in KERNEL] if turned else KERNEL, tf.reshape(kernel, [9, -1]))
+        kernels = _transform(KERNEL[:, ::-1] if turned else KERNEL, tf.reshape(kernel, [9, -1]))
     kernels = tf.reshape(kernels, [16, *kernel.shape[2:]])
     height, width = _side(x, 1), _side(x, 2)
     x = tf.pad(x, [[0, 0], [0, height % 2], [0, width % 2], [0, 0]])
-    rows, bands = _bands(height + height % 2, width), []
+    rows = _bands(height + height % 2, width)
+    bands: list[tf.Tensor] = []
     for first, last in itertools.pairwise(
         rows
     ):  # Bands one after the other: the patches of a large map take much room.
@@ -169,7 +172,7 @@ def _filter_band(x: tf.Tensor, kernels: tf.Tensor, turned: bool) -> tf.Tensor:
     return tf.reshape(tf.transpose(found, [2, 3, 0, 4, 1, 5]), [-1, 2 * down, 2 * across, products.shape[-1]])
 
 
-def _transform(matrix: list[list[float]], x: tf.Tensor, order: tuple[int, ...] | None = None) -> tf.Tensor:
+def _transform(matrix: NDArray[Any], x: tf.Tensor, order: tuple[int, ...] | None = None) -> tf.Tensor:
     """Apply an m x n transform to rows and columns at once, [n², …] -> [m², …] flat; x may come in another order."""
     both = np.kron(matrix, matrix)
     both = both if order is None else both[:, order]

@@ -199,9 +199,9 @@ class ResizeUpsample(Convolution):
     def __init__(self, filters: int, *, norm: Norm = "instance", **kwargs: Any) -> None:
         super().__init__(filters, 3, padding=1, reflect=True, norm=norm, **kwargs)
 
-    def call(self, x: tf.Tensor) -> tf.Tensor:
+    def call(self, x: tf.Tensor, known: int = 0) -> tf.Tensor:
         """Double, then convolve."""
-        return super().call(tf.repeat(tf.repeat(x, 2, 1), 2, 2))
+        return super().call(tf.repeat(tf.repeat(x, 2, 1), 2, 2), known)
 
 
 def upsample(filters: int, upsampling: Upsampling, norm: Norm) -> keras.layers.Layer:

@@ -14,6 +14,7 @@ from pix2pixhd_cli.data.dataset import DatasetSpec, parse_spec
 from pix2pixhd_cli.data.pictures import write_text
 from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.model.build import Optimizers, build_model
+from pix2pixhd_cli.model.layers import blank_weights
 from pix2pixhd_cli.model.pix2pixhd import Pix2PixHD
 from pix2pixhd_cli.settings import Settings, save_settings
 
@@ -91,7 +92,8 @@ class Run:
     def load_model(self, settings: Settings) -> Pix2PixHD:
         """Generator and encoder with their trained weights."""
         spec = self.spec()
-        model = build_model(settings, labels=spec.labels, ignored=spec.ignored, training=False)
+        with blank_weights():
+            model = build_model(settings, labels=spec.labels, ignored=spec.ignored, training=False)
         for name, network in model.networks.items():
             path = self.model / f"{name}.weights.h5"
             if not path.exists():

@@ -6,7 +6,7 @@ import sys
 import benchmark
 import pytest
 
-SMALL = ["--height", "64", "--width", "64", "--ngf", "2", "--downs", "2", "--blocks", "1", "--ndf", "2", "--vgg", "0", "--runs", "2"]
+SMALL = ["--height=64", "--width=64", "--ngf=2", "--downs=2", "--blocks=1", "--ndf=2", "--vgg=0", "--runs=2"]
 
 
 @pytest.mark.parametrize("what", ["step", "generate", "pool", "encode", "batches", "prepare"])

@@ -3,7 +3,9 @@
 `padding="same"` is nowhere used: on even sizes it shifts every stride-2 layer by one pixel.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal
 
 import keras
@@ -23,9 +25,22 @@ ACTIVATIONS = {
 }
 
 
+_blank = ContextVar("blank", default=False)
+
+
+@contextmanager
+def blank_weights() -> Iterator[None]:
+    """Networks built within start from zeros: drawing weights that are about to be loaded would take seconds."""
+    token = _blank.set(True)
+    try:
+        yield
+    finally:
+        _blank.reset(token)
+
+
 def kernel_initializer() -> keras.initializers.Initializer:
     """N(0, 0.02), for every convolution."""
-    return keras.initializers.RandomNormal(stddev=0.02)
+    return keras.initializers.Zeros() if _blank.get() else keras.initializers.RandomNormal(stddev=0.02)
 
 
 def bias_initializer(fan_in: int) -> keras.initializers.Initializer:

@@ -18,7 +18,7 @@ def build_model(
 ) -> Pix2PixHD:
     """Build the networks that `settings` describe, with fresh weights; the discriminator only for training."""
     discriminator, encoder = settings.discriminator, settings.encoder
-    model = Pix2PixHD(
+    return Pix2PixHD(
         generator=_build_generator(settings.generator),
         encoder=InstanceEncoder(
             filters=encoder.filters,
@@ -47,11 +47,8 @@ def build_model(
         vgg=vgg,
         perceptual=settings.loss.perceptual or 0.0,
         reconstruction=settings.loss.reconstruction,
+        recompute=training and settings.train.recompute,
     )
-    for part in (model.generator, model.encoder, model.discriminator, model.vgg):
-        if part is not None:
-            part.recompute = training and settings.train.recompute
-    return model
 
 
 def _build_generator(generator: GeneratorSettings) -> GlobalGenerator | LocalEnhancer:

@@ -1,5 +1,6 @@
 """The networks together: how a picture is made, and one training step."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, NamedTuple
 
 import keras
@@ -54,6 +55,7 @@ class Pix2PixHD:
         feature_matching: weight of the feature matching loss, 0 = off.
         vgg, perceptual: the network and the weight of the perceptual loss; off without the network.
         reconstruction: weight of the reconstruction loss, 0 = off.
+        recompute: in training, keep less for the gradients, work it out again, and do one thing after the other.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Pix2PixHD:
         vgg: Vgg | None = None,
         perceptual: float = 0.0,
         reconstruction: float = 0.0,
+        recompute: bool = False,
     ) -> None:
         self.generator = generator
         self.encoder = encoder
@@ -87,6 +90,10 @@ class Pix2PixHD:
         self.vgg = vgg
         self.perceptual = perceptual
         self.reconstruction = reconstruction
+        self.recompute = recompute
+        for part in (generator, encoder, discriminator, vgg):
+            if part is not None:
+                part.recompute = recompute
         condition_channels = labels + boundary if labels else 3
         features = encoder.channels if encoder is not None else 0
         generator.build((None, None, None, condition_channels + features))
@@ -172,23 +179,32 @@ class Pix2PixHD:
 
     def losses(self, batch: Batch) -> Losses:
         """All losses of a batch. One pass of D over the fake serves both G's losses and D's, unless there is a fake pool."""
+        return self._fake_and_losses(batch)[1]
+
+    def _fake_and_losses(self, batch: Batch) -> tuple[tf.Tensor, Losses]:
         conditioning = self.condition(batch)
         fake = self.generate(conditioning, self.encode(batch) if self.encoder is not None else None)
-        on_fake = self.judge(conditioning, fake)
-        on_real = self.judge(conditioning, batch.photo)
+        zero = tf.zeros([], fake.dtype)
+        g_vgg = self.perceptual * perceptual_loss(self.vgg, fake, batch.photo) if self.vgg is not None else zero
+        with self._after([g_vgg]):
+            on_fake = self.judge(conditioning, fake)
+            on_real = self.judge(conditioning, batch.photo)
         on_old = on_fake
         if self.pool is not None:
             old = self.pool.query(tf.stop_gradient(tf.concat([conditioning, fake], -1)))
             on_old = self.judge(*tf.split(old, [conditioning.shape[-1], -1], -1))
-        zero = tf.zeros([], fake.dtype)
-        return Losses(
+        return fake, Losses(
             g_gan=adversarial_loss(on_fake, 1.0, self.gan),
             g_feat=self.feature_matching * feature_matching_loss(on_fake, on_real) if self.feature_matching else zero,
-            g_vgg=self.perceptual * perceptual_loss(self.vgg, fake, batch.photo) if self.vgg is not None else zero,
+            g_vgg=g_vgg,
             g_rec=self.reconstruction * reconstruction_loss(fake, batch.photo) if self.reconstruction else zero,
             d_real=adversarial_loss(on_real, 1.0, self.gan),
             d_fake=adversarial_loss(on_old, 0.0, self.gan),
         )
+
+    def _after(self, done: list[tf.Tensor]) -> AbstractContextManager[object]:
+        """With `recompute`, what is built within waits until `done` is there, and finds its memory free."""
+        return tf.control_dependencies(done) if self.recompute else nullcontext()
 
     def train_step(
         self,
@@ -203,13 +219,18 @@ class Pix2PixHD:
         `fixed_global` updates the outermost enhancer's own layers only.
         """
         with tf.GradientTape(persistent=True) as tape:
-            losses = self.losses(batch)
-            generator_loss = losses.g_gan + losses.g_feat + losses.g_vgg + losses.g_rec
+            fake, losses = self._fake_and_losses(batch)
+            by_discriminator = losses.g_gan + losses.g_feat + losses.g_rec
             discriminator_loss = 0.5 * (losses.d_real + losses.d_fake)
         generator_variables = self.outermost_variables if fixed_global else self.generator_variables
         discriminator_variables = self.discriminator_variables
-        generator_gradients = tape.gradient(generator_loss, [v.value for v in generator_variables])
-        discriminator_gradients = tape.gradient(discriminator_loss, [v.value for v in discriminator_variables])
+        of_fake = [tape.gradient(losses.g_vgg, fake)] if self.vgg is not None else []
+        with self._after(of_fake):
+            of_fake.append(tape.gradient(by_discriminator, fake))
+        with self._after(of_fake):
+            discriminator_gradients = tape.gradient(discriminator_loss, [v.value for v in discriminator_variables])
+        with self._after(discriminator_gradients):
+            generator_gradients = tape.gradient(fake, [v.value for v in generator_variables], tf.add_n(of_fake))
         generator_optimizer.apply(generator_gradients, generator_variables)
         discriminator_optimizer.apply(discriminator_gradients, discriminator_variables)
         return losses

@@ -1,6 +1,7 @@
 """A trained run as a function: maps and codes in, picture out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class Painter:
         self.model = self.run.load_model(self.settings)
         self.multiple = side_multiple(self.settings)
         self.smallest = smallest_side(self.settings)
-        self._condition_and_generate = tf.function(self._generate, reduce_retracing=True)
+        self._generate_at = lru_cache(maxsize=4)(self._compile)
         self._encode = tf.function(self._encode_padded, reduce_retracing=True)
 
     @property
@@ -95,7 +96,7 @@ class Painter:
         if self.model.encoder is not None:
             features = tf.constant(self._pad(self.features(self.regions(label, ids), codes or {}, gains, photo))[None])
         scene = tf.constant(self._pad(label), tf.int32 if label.ndim == 2 else tf.uint8)[None]
-        fake = self._condition_and_generate(scene, tf.constant(self._pad(ids), tf.int32)[None], features)
+        fake = self._generate_at(tuple(scene.shape))(scene, tf.constant(self._pad(ids), tf.int32)[None], features)
         picture: NDArray[np.float32] = fake[0, :height, :width].numpy()
         return picture
 
@@ -137,6 +138,11 @@ class Painter:
     def _encode_padded(self, photo: tf.Tensor, instance: tf.Tensor, size: tf.Tensor) -> InstanceCodes:
         raw = self.model.raw_features(photo)
         return instance_codes(raw[:, : size[0], : size[1]], instance)
+
+    def _compile(self, shape: tuple[int, ...]) -> Callable[..., tf.Tensor]:
+        """A function for each size, so that no picture depends, in its last bit, on the sizes painted before it."""
+        del shape
+        return tf.function(self._generate)
 
     def _generate(self, label: tf.Tensor, instance: tf.Tensor, features: tf.Tensor | None) -> tf.Tensor:
         batch = Batch(label, instance, tf.zeros([1, 1, 1, 3]))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from types import FrameType
 
 import numpy as np
@@ -102,11 +103,15 @@ class Trainer:
         self.state = checkpoint_state(model, self.optimizers)
         generator, discriminator, outermost = self.optimizers
 
-        def train_step(batch: Batch, fixed_global: bool) -> Losses:
+        def train_step(fixed_global: bool, batch: Batch) -> Losses:
             optimizer = outermost if fixed_global else generator
             return model.train_step(batch, optimizer, discriminator, fixed_global=fixed_global)
 
-        self._step = tf.function(train_step, reduce_retracing=True)
+        # Sides are fixed before running where all pictures have the same: which way is taken to convolve must depend on the
+        # data alone, not on what came first, or a resumed run would differ in the last bit.
+        found = [parse_size(settings.train.crop)] if settings.train.crop else sizes(split)
+        spec = batch_spec(split.rgb, None, *(found[0] if len(found) == 1 else (None, None)))
+        self._steps = [tf.function(partial(train_step, fixed), input_signature=[spec]) for fixed in (False, True)]
         self._reconstruct = tf.function(model.reconstruct, reduce_retracing=True)
 
     def batches(self, start: int) -> Iterator[tuple[int, int, Batch]]:
@@ -126,7 +131,7 @@ class Trainer:
 
     def step(self, batch: Batch, epoch: int) -> dict[str, float]:
         """Train on one batch, as the epoch's phase has it, and return its losses by name."""
-        losses: Losses = self._step(batch, fixed_global=epoch <= self.settings.train.fixed_global_epochs)
+        losses: Losses = self._steps[epoch <= self.settings.train.fixed_global_epochs](batch)
         return {name: float(value) for name, value in losses._asdict().items()}
 
     def fit(self, run: Run, start: int) -> None:
@@ -201,23 +206,20 @@ class Trainer:
         return float(np.median(seconds[1:]))
 
 
+def batch_spec(rgb: bool, size: int | None, height: int | None, width: int | None) -> Batch:
+    """What a batch looks like; None stands for a number that is known only when running."""
+    sides = [size, height, width]
+    label = tf.TensorSpec([*sides, 3], tf.uint8) if rgb else tf.TensorSpec(sides, tf.int32)
+    return Batch(label, tf.TensorSpec(sides, tf.int32), tf.TensorSpec([*sides, 3], tf.float32))
+
+
 def estimate_memory(model: Pix2PixHD, batch_size: int, height: int, width: int) -> int:
     """A first estimate of a training step's memory in bytes: weights, gradients, Adam's moments, and activations.
 
     Activations are what the forward pass computes, counted off its graph.
     """
-    label = [batch_size, height, width] if model.labels else [batch_size, height, width, 3]
-    graph = (
-        tf.function(model.losses)
-        .get_concrete_function(
-            Batch(
-                tf.TensorSpec(label, tf.int32 if model.labels else tf.uint8),
-                tf.TensorSpec([batch_size, height, width], tf.int32),
-                tf.TensorSpec([batch_size, height, width, 3], tf.float32),
-            )
-        )
-        .graph
-    )
+    spec = batch_spec(not model.labels, batch_size, height, width)
+    graph = tf.function(model.losses).get_concrete_function(spec).graph
     activations = sum(_bytes(output) for operation in graph.get_operations() for output in operation.outputs)
     weights = sum(network.count_params() for network in model.networks.values()) * 4
     return activations + 4 * weights

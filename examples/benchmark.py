@@ -15,6 +15,7 @@ Every command draws its own data, packs it where needed with the product's own c
 import argparse
 import itertools
 import json
+import math
 import resource
 import statistics
 import subprocess
@@ -151,13 +152,13 @@ def batches(arguments: argparse.Namespace, folder: Path) -> Iterator[float]:
     from pix2pixhd_cli.data.batches import training_batches
     from pix2pixhd_cli.data.records import PackedSplit
 
-    count = PER_RUN // arguments.batch
-    epochs = range(1, 2 * arguments.runs + 4)
+    steps = math.ceil(PER_RUN / arguments.batch)
+    epochs = range(1, 2 * (arguments.runs + 1) + 2)  # Two for each measurement, and one that is read ahead.
     found = training_batches(
         PackedSplit(packed, "train"), batch_size=arguments.batch, seed=arguments.seed, epochs=epochs
     )
-    whole = lambda: list(itertools.islice(found, 2 * count))  # noqa: E731
-    yield from (s / (2 * count * arguments.batch) for s in _timed(whole, arguments.runs))
+    two_epochs = lambda: list(itertools.islice(found, 2 * steps))  # noqa: E731
+    yield from (s / (2 * PER_RUN) for s in _timed(two_epochs, arguments.runs))
 
 
 def prepare(arguments: argparse.Namespace, folder: Path) -> Iterator[float]:

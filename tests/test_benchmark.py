@@ -1,4 +1,4 @@
-"""The benchmark runs, and prints one JSON line with the figures that the README quotes."""
+"""The benchmark runs every kind of work and prints one JSON line of figures."""
 
 import json
 import sys

@@ -36,7 +36,7 @@ def convolve(x: tf.Tensor, kernel: tf.Tensor, *, strides: int = 1, padding: int 
         kernel: the weights.
         strides: 1 or 2.
         padding: zeros added on every side.
-        known: how many of x's first channels are data, whose gradient nobody asks for; it is not worked out, but zero.
+        known: how many of x's first channels are data, whose gradient nobody asks for; where it takes time it is left at zero.
     """
     size, _, channels, filters = kernel.shape
     wide = size == 3 and strides == 1 and channels * filters >= WIDE and not tf.config.list_logical_devices("GPU")
@@ -139,16 +139,14 @@ def _filter(x: tf.Tensor, kernel: tf.Tensor, *, turned: bool = False) -> tf.Tens
         kernels = _transform(KERNEL[:, ::-1] if turned else KERNEL, tf.reshape(kernel, [9, -1]))
     kernels = tf.reshape(kernels, [16, *kernel.shape[2:]])
     height, width = _side(x, 1), _side(x, 2)
-    x = tf.pad(x, [[0, 0], [0, height % 2], [0, width % 2], [0, 0]])
+    odd = not (isinstance(height, int) and isinstance(width, int) and height % 2 == width % 2 == 0)
+    x = tf.pad(x, [[0, 0], [0, height % 2], [0, width % 2], [0, 0]]) if odd else x
     rows = _bands(height + height % 2, width)
     bands: list[tf.Tensor] = []
-    for first, last in itertools.pairwise(
-        rows
-    ):  # Bands one after the other: the patches of a large map take much room.
-        with tf.control_dependencies(bands[-1:]):
+    for first, last in itertools.pairwise(rows):
+        with tf.control_dependencies(bands[-1:]):  # One after the other: the patches of a large map take much room.
             bands.append(_filter_band(x[:, first : last + 2] if len(rows) > 2 else x, kernels, turned))
     found = tf.concat(bands, 1) if len(bands) > 1 else bands[0]
-    odd = not (isinstance(height, int) and isinstance(width, int) and height % 2 == width % 2 == 0)
     return found[:, : height - 2, : width - 2] if odd else found
 
 

@@ -76,15 +76,14 @@ class MultiscaleDiscriminator(keras.Model):
         The conditioning is data, whose gradient nobody asks for.
         """
         maps = []
-        for scale in range(self.scales):
-            judge = partial(self._judge, scale)
+        for scale, discriminator in enumerate(self.discriminators):
+            if scale:  # One by one, so that the way back halves the picture alone.
+                conditioning, picture = halve(conditioning), halve(picture)
+            judge = partial(_judge, discriminator)
             maps.append(list((tf.recompute_grad(judge) if self.recompute else judge)(conditioning, picture)))
         return maps
 
-    def _judge(self, scale: int, conditioning: tf.Tensor, picture: tf.Tensor) -> list[tf.Tensor]:
-        """All maps of one scale, 0 the finest."""
-        x = tf.concat([conditioning, picture], -1)
-        for _ in range(scale):
-            x = halve(x)
-        maps: list[tf.Tensor] = self.discriminators[scale](x, known=conditioning.shape[-1])
-        return maps
+
+def _judge(discriminator: PatchDiscriminator, conditioning: tf.Tensor, picture: tf.Tensor) -> list[tf.Tensor]:
+    maps: list[tf.Tensor] = discriminator(tf.concat([conditioning, picture], -1), known=conditioning.shape[-1])
+    return maps

@@ -48,18 +48,34 @@ def instance_codes(features: tf.Tensor, instance: tf.Tensor) -> InstanceCodes:
 
     `instance` is integer [B, H, W] with any ids from 0 to 2^32 - 1; equal ids in two pictures are two instances.
     """
-    shape = tf.shape(instance)
-    picture = tf.range(tf.cast(shape[0], tf.int64))[:, None, None]
-    key, index = tf.unique(tf.reshape(tf.bitwise.left_shift(picture, 32) | tf.cast(instance, tf.int64), [-1]))
-    count = tf.size(key)
-    # In float64, also on the way back: a road of a million pixels summed one by one in float32 is off in the third digit.
-    flat = tf.cast(tf.reshape(features, [-1, features.shape[-1]]), tf.float64)
-    pixels = tf.math.unsorted_segment_sum(tf.ones_like(flat[:, 0]), index, count)
-    codes = tf.math.unsorted_segment_sum(flat, index, count) / pixels[:, None]
-    return InstanceCodes(codes, pixels, key, tf.reshape(index, shape))
+    key, pixels, index = _instances(instance)
+    return InstanceCodes(_means(features, pixels, index), pixels, key, index)
 
 
 def pool_instances(features: tf.Tensor, instance: tf.Tensor) -> tf.Tensor:
     """Instance-wise average pooling: every pixel gets its instance's mean, [B, H, W, C] -> [B, H, W, C]."""
-    pooled = instance_codes(features, instance)
-    return tf.cast(tf.gather(pooled.codes, pooled.index), features.dtype)
+    _, pixels, index = _instances(instance)
+
+    def pool(x: tf.Tensor) -> tf.Tensor:
+        return tf.gather(tf.cast(_means(x, pixels, index), x.dtype), index)
+
+    return tf.custom_gradient(lambda x: (pool(x), pool))(features)  # Its matrix is symmetric.
+
+
+def _instances(instance: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The N instances of a batch: their keys and pixels [N], and which of them each pixel belongs to [B, H, W]."""
+    shape = tf.shape(instance)
+    picture = tf.range(tf.cast(shape[0], tf.int64))[:, None, None]
+    key, index = tf.unique(tf.reshape(tf.bitwise.left_shift(picture, 32) | tf.cast(instance, tf.int64), [-1]))
+    with tf.device("CPU"):
+        pixels = tf.raw_ops.DenseBincount(input=index, size=tf.size(key), weights=tf.zeros([0], tf.int64))
+    return key, tf.cast(pixels, tf.float64), tf.reshape(index, shape)
+
+
+def _means(x: tf.Tensor, pixels: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+    """float64 [N, C] from [B, H, W, C]; a road of a million pixels summed one by one in float32 is off in the third digit."""
+    channels = tf.cast(tf.transpose(tf.reshape(x, [-1, x.shape[-1]])), tf.float64)
+    places = tf.broadcast_to(tf.reshape(index, [-1]), tf.shape(channels))
+    with tf.device("CPU"):  # Each channel on one core, always in the same order.
+        sums = tf.raw_ops.DenseBincount(input=places, size=tf.size(pixels), weights=channels)
+    return tf.reshape(tf.transpose(sums / pixels), [-1, x.shape[-1]])

@@ -275,7 +275,8 @@ def _random_vgg(seed: int) -> "Vgg":
 
     rng = np.random.default_rng(seed)
     widths = [3, 64, 64, 128, 128, *[256] * 4, *[512] * 5]
-    weights = ((rng.normal(0, 0.02, (3, 3, i, o)), np.zeros(o)) for i, o in itertools.pairwise(widths))
+    drawn = (0.02 * rng.standard_normal((3, 3, i, o), np.float32) for i, o in itertools.pairwise(widths))
+    weights = ((kernel, np.zeros(kernel.shape[-1], np.float32)) for kernel in drawn)
     return Vgg(list(weights), convolutions=16, caffe=False)
 
 

@@ -31,7 +31,10 @@ def from_mask(mask: NDArray[np.bool_]) -> Picture:
 
 def to_uint8(picture: NDArray[np.floating]) -> Picture:
     """Float [..., H, W, 3] in [-1, 1] to the nearest 8-bit level."""
-    return np.clip(np.rint((np.asarray(picture, np.float64) + 1.0) * 127.5), 0, 255).astype(np.uint8)
+    levels = np.add(picture, 1.0, dtype=np.float64)
+    levels *= 127.5
+    np.rint(levels, out=levels)
+    return np.clip(levels, 0, 255, out=levels).astype(np.uint8)
 
 
 def fit(picture: Picture, height: int, width: int, *, exact: bool = False) -> Picture:

@@ -1,15 +1,25 @@
 """Every way to convolve gives what TensorFlow's kernels give, forward and backward."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from pix2pixhd_cli.model import convolutions
-from pix2pixhd_cli.model.convolutions import convolve, product, transposed_convolve, winograd
+from pix2pixhd_cli.model.convolutions import convolve, transposed_convolve
 
 Way = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+
+@pytest.fixture(params=["winograd", "product"])
+def wide(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every 3x3 kernel is taken for a wide one, and goes one of the two ways."""
+    monkeypatch.setattr(convolutions, "WIDE", 1)
+    monkeypatch.setattr(convolutions, "SMALL", 1 << 30 if request.param == "product" else 0)
+    other = "winograd" if request.param == "product" else "product"
+    monkeypatch.setattr(convolutions, other, None)
 
 
 def stock(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
@@ -18,11 +28,15 @@ def stock(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
 
 def with_gradients(way: Way, x: tf.Tensor, kernel: tf.Tensor) -> list[np.ndarray]:
     """The result, and the gradients of a sum that weighs every output differently."""
+    return [found.numpy() for found in with_gradients_as_tensors(way, x, kernel)]
+
+
+def with_gradients_as_tensors(way: Way, x: tf.Tensor, kernel: tf.Tensor) -> list[tf.Tensor]:
     with tf.GradientTape() as tape:
         tape.watch([x, kernel])
         y = way(x, kernel)
         total = tf.reduce_sum(tf.sin(y) * tf.reshape(tf.linspace(0.0, 1.0, tf.size(y)), tf.shape(y)))
-    return [y.numpy(), *(gradient.numpy() for gradient in tape.gradient(total, [x, kernel]))]
+    return [y, *tape.gradient(total, [x, kernel])]
 
 
 def example(height: int, width: int, channels: int = 6, filters: int = 5, size: int = 3) -> tuple[tf.Tensor, tf.Tensor]:
@@ -31,18 +45,28 @@ def example(height: int, width: int, channels: int = 6, filters: int = 5, size: 
     return x, tf.constant(rng.standard_normal((size, size, channels, filters)) * 0.1, tf.float32)
 
 
-@pytest.mark.parametrize("way", [winograd, product])
+@pytest.mark.usefixtures("wide")
 @pytest.mark.parametrize(("height", "width"), [(8, 12), (9, 7), (3, 3), (4, 11)])
-def test_products_are_convolutions(way: Way, height: int, width: int) -> None:
+def test_products_are_convolutions(height: int, width: int) -> None:
     x, kernel = example(height, width)
-    for ours, theirs in zip(with_gradients(way, x, kernel), with_gradients(stock, x, kernel), strict=True):
+    for ours, theirs in zip(with_gradients(convolve, x, kernel), with_gradients(stock, x, kernel), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=5e-6)
 
 
-@pytest.mark.parametrize("way", [winograd, product])
-def test_products_take_sizes_that_are_known_only_when_running(way: Way) -> None:
+def test_minimal_filtering_works_in_bands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolutions, "WIDE", 1)
+    monkeypatch.setattr(convolutions, "SMALL", 0)
+    monkeypatch.setattr(convolutions, "BAND", 50)
+    x, kernel = example(15, 12)
+    assert convolutions._bands(convolutions._pad_to_even(x)) == [(0, 4), (4, 8), (8, 12), (12, 14)]
+    for ours, theirs in zip(with_gradients(convolve, x, kernel), with_gradients(stock, x, kernel), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_minimal_filtering_takes_sizes_that_are_known_only_when_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolutions, "WIDE", 1)
     traced = tf.function(
-        lambda x, kernel: tuple(_graph_gradients(way, x, kernel)),
+        lambda x, kernel: tuple(_graph_gradients(convolve, x, kernel)),
         input_signature=[tf.TensorSpec([None, None, None, 6]), tf.TensorSpec([3, 3, 6, 5])],
     )
     for height, width in ((8, 12), (9, 7)):
@@ -56,6 +80,26 @@ def _graph_gradients(way: Way, x: tf.Tensor, kernel: tf.Tensor) -> list[tf.Tenso
         tape.watch([x, kernel])
         y = way(x, kernel)
     return [y, *tape.gradient(y, [x, kernel], tf.sin(y))]
+
+
+@pytest.mark.parametrize("large", [0, 1 << 30])
+@pytest.mark.parametrize("size", [3, 7])
+def test_reflected_borders_need_no_padded_copy(size: int, large: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolutions, "LARGE", large)
+    x, kernel = example(13, 8, size=size)
+    p = size // 2
+
+    def padded(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        return stock(tf.pad(x, [[0, 0], [p, p], [p, p], [0, 0]], "REFLECT"), kernel)
+
+    for known in (0, 4):
+        way = tf.function(partial(with_gradients_as_tensors, partial(convolve, padding=p, reflect=True, known=known)))
+        y, dx, dkernel = with_gradients(padded, x, kernel)
+        ours = way(x, kernel)
+        np.testing.assert_allclose(ours[0], y, atol=5e-6)
+        np.testing.assert_allclose(ours[1][..., known:], dx[..., known:], atol=2e-5)
+        np.testing.assert_allclose(ours[2], dkernel, atol=2e-5)
+        assert not ours[1].numpy()[..., :known].any()
 
 
 @pytest.mark.parametrize(("side", "way"), [(17, "product"), (18, "winograd")])
@@ -93,7 +137,9 @@ def test_data_gets_no_gradient_and_everything_else_does(strides: int, padding: i
         assert not ways[1][..., :4].any()
 
 
-def test_transposed_convolution_drops_the_first_row_and_column() -> None:
+@pytest.mark.parametrize("large", [0, 1 << 30])
+def test_transposed_convolution_drops_the_first_row_and_column(large: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolutions, "LARGE", large)
     x, _ = example(5, 7)
     kernel = tf.constant(np.random.default_rng(1).standard_normal((3, 3, 4, 6)) * 0.1, tf.float32)
 
@@ -104,3 +150,19 @@ def test_transposed_convolution_drops_the_first_row_and_column() -> None:
         with_gradients(transposed_convolve, x, kernel), with_gradients(whole, x, kernel), strict=True
     ):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("large", [0, 1 << 30])
+@pytest.mark.parametrize("height", [10, 9])
+def test_halving_convolution_has_the_transposed_one_for_its_gradient(
+    height: int, large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convolutions, "LARGE", large)
+    x, kernel = example(height, 14)
+
+    def whole(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        return tf.nn.conv2d(tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]]), kernel, 2, "VALID")
+
+    ours = with_gradients(partial(convolve, strides=2, padding=1), x, kernel)
+    for mine, theirs in zip(ours, with_gradients(whole, x, kernel), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=5e-6)

@@ -118,10 +118,13 @@ class Enhancer(keras.layers.Layer):
         """Create all weights for an input of [B, H, W, C]; only C matters."""
         build_in_turn([*self.front, *self.back], input_shape)
 
-    def call(self, x: tf.Tensor, coarser: tf.Tensor, known: int = 0, recompute: bool = False) -> tf.Tensor:
-        """[B, H, W, C] and [B, H/2, W/2, 2 filters] -> [B, H, W, filters]; the switches are those of `in_turn`."""
-        features = in_turn(self.front, x, known=known, recompute=recompute) + coarser
-        return in_turn(self.back, features, recompute=recompute)
+    def enter(self, x: tf.Tensor, known: int = 0, recompute: bool = False) -> tf.Tensor:
+        """[B, H, W, C] -> [B, H/2, W/2, 2 filters]; the switches are those of `in_turn`."""
+        return in_turn(self.front, x, known=known, recompute=recompute)
+
+    def call(self, x: tf.Tensor, recompute: bool = False) -> tf.Tensor:
+        """The sum with the coarser network's features, [B, H/2, W/2, 2 filters] -> [B, H, W, filters]."""
+        return in_turn(self.back, x, recompute=recompute)
 
 
 class LocalEnhancer(keras.Model):
@@ -179,10 +182,12 @@ class LocalEnhancer(keras.Model):
 
     def call(self, x: tf.Tensor, known: int = 0) -> tf.Tensor:
         """Paint a picture, from the coarsest resolution up; `known` first channels are data, without a gradient."""
-        pyramid = [x]  # [B, H, W, C], [B, H/2, W/2, C], …
-        for _ in self.enhancers:
-            pyramid.append(halve(pyramid[-1]))
-        features = in_turn(self.trunk, pyramid.pop(), known=known, recompute=self.recompute)
+        entered = []
+        for enhancer in reversed(self.enhancers):  # The finest first: nothing later needs x at its resolution.
+            entered.append(enhancer.enter(x, known=known, recompute=self.recompute))
+            with tf.control_dependencies(entered):
+                x = halve(x)
+        features = in_turn(self.trunk, x, known=known, recompute=self.recompute)
         for enhancer in self.enhancers:
-            features = enhancer(pyramid.pop(), features, known=known, recompute=self.recompute)
+            features = enhancer(entered.pop() + features, recompute=self.recompute)
         return in_turn([self.head], features, recompute=self.recompute)

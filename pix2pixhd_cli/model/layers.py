@@ -69,13 +69,19 @@ def _spatial_mean(x: tf.Tensor) -> tf.Tensor:
     return tf.reduce_mean(tf.reduce_mean(x, 2, keepdims=True), 1, keepdims=True)
 
 
+def _spatial_variance(centred: tf.Tensor) -> tf.Tensor:
+    """The mean square of [B, H, W, C] -> [B, 1, 1, C], by the rows' Euclidean norms: no map of squares."""
+    of_rows = tf.square(tf.raw_ops.EuclideanNorm(input=centred, axis=2, keep_dims=True))
+    return tf.reduce_mean(of_rows, 1, keepdims=True) / tf.cast(tf.shape(centred)[2], centred.dtype)
+
+
 def _normalise(x: tf.Tensor, activation: Activation | None) -> tf.Tensor:
     """Zero mean and unit variance, and the activation, with the gradient in closed form: one map is kept for both."""
 
     @tf.custom_gradient
     def normalise(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
         centred = x - _spatial_mean(x)
-        scale = tf.math.rsqrt(_spatial_mean(tf.square(centred)) + 1e-5)
+        scale = tf.math.rsqrt(_spatial_variance(centred) + 1e-5)
         y = centred * scale
 
         def gradient(dy: tf.Tensor) -> tf.Tensor:
@@ -171,10 +177,14 @@ class Convolution(keras.layers.Layer):
 
     def call(self, x: tf.Tensor, known: int = 0) -> tf.Tensor:
         """[B, H, W, C] -> [B, (H + 2 padding - kernel_size) // strides + 1, …, filters]; `known` first channels are data."""
-        p = 0 if self.reflect else self.padding
-        if self.reflect:
-            x = tf.pad(x, [[0, 0], [self.padding] * 2, [self.padding] * 2, [0, 0]], "REFLECT")
-        x = convolve(x, self.convolution.kernel.value, strides=self.strides, padding=p, known=known)
+        x = convolve(
+            x,
+            self.convolution.kernel.value,
+            strides=self.strides,
+            padding=self.padding,
+            reflect=self.reflect,
+            known=known,
+        )
         x = tf.nn.bias_add(x, self.convolution.bias.value)
         return ACTIVATIONS[self.activation](x) if self.norm is None else self.norm(x)
 
@@ -244,7 +254,9 @@ class ResidualBlock(keras.layers.Layer):
 
 def halve(x: tf.Tensor) -> tf.Tensor:
     """Average-pool 3x3 with stride 2, the border not counted: [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C]."""
-    pad = [[0, 0], [1, 1], [1, 1], [0, 0]]
-    total = tf.nn.avg_pool2d(tf.pad(x, pad), 3, 2, "VALID")
-    inside = tf.pad(tf.ones([1, tf.shape(x)[1], tf.shape(x)[2], 1]), pad)
-    return total / tf.nn.avg_pool2d(inside, 3, 2, "VALID")
+
+    def sums(x: tf.Tensor) -> tf.Tensor:  # A depthwise convolution pads without a copy of the map.
+        ones = tf.ones([3, 3, x.shape[-1], 1], x.dtype)
+        return tf.nn.depthwise_conv2d(x, ones, [1, 2, 2, 1], [[0, 0], [1, 1], [1, 1], [0, 0]])
+
+    return sums(x) / sums(tf.ones([1, tf.shape(x)[1], tf.shape(x)[2], 1], x.dtype))

@@ -170,7 +170,7 @@ class Pix2PixHD:
 
     def reconstruct(self, batch: Batch) -> tf.Tensor:
         """Paint the scene in its photo's own style: float32 [B, H, W, 3] in [-1, 1]."""
-        return self.generate(self.condition(batch), self.encode(batch) if self.encoder is not None else None)
+        return self._paint(batch, self.condition(batch))
 
     def judge(self, conditioning: tf.Tensor, picture: tf.Tensor) -> Maps:
         """All maps of the discriminator on a picture in its scene."""
@@ -178,12 +178,15 @@ class Pix2PixHD:
         return maps
 
     def losses(self, batch: Batch) -> Losses:
-        """All losses of a batch. One pass of D over the fake serves both G's losses and D's, unless there is a fake pool."""
-        return self._fake_and_losses(batch)[1]
-
-    def _fake_and_losses(self, batch: Batch) -> tuple[tf.Tensor, Losses]:
+        """All losses of a batch."""
         conditioning = self.condition(batch)
-        fake = self.generate(conditioning, self.encode(batch) if self.encoder is not None else None)
+        return self._losses(batch, conditioning, self._paint(batch, conditioning))
+
+    def _paint(self, batch: Batch, conditioning: tf.Tensor) -> tf.Tensor:
+        return self.generate(conditioning, self.encode(batch) if self.encoder is not None else None)
+
+    def _losses(self, batch: Batch, conditioning: tf.Tensor, fake: tf.Tensor) -> Losses:
+        """One pass of D over the fake serves both G's losses and D's, unless there is a fake pool."""
         zero = tf.zeros([], fake.dtype)
         g_vgg = self.perceptual * perceptual_loss(self.vgg, fake, batch.photo) if self.vgg is not None else zero
         with self._after([g_vgg]):
@@ -193,7 +196,7 @@ class Pix2PixHD:
         if self.pool is not None:
             old = self.pool.query(tf.stop_gradient(tf.concat([conditioning, fake], -1)))
             on_old = self.judge(*tf.split(old, [conditioning.shape[-1], -1], -1))
-        return fake, Losses(
+        return Losses(
             g_gan=adversarial_loss(on_fake, 1.0, self.gan),
             g_feat=self.feature_matching * feature_matching_loss(on_fake, on_real) if self.feature_matching else zero,
             g_vgg=g_vgg,
@@ -218,19 +221,25 @@ class Pix2PixHD:
 
         `fixed_global` updates the outermost enhancer's own layers only.
         """
-        with tf.GradientTape(persistent=True) as tape:
-            fake, losses = self._fake_and_losses(batch)
+        conditioning = self.condition(batch)
+        with tf.GradientTape() as painting:
+            fake = self._paint(batch, conditioning)
+        with tf.GradientTape(
+            persistent=True
+        ) as judging:  # A tape of its own: every use of a tape unrolls the whole of it.
+            judging.watch(fake)
+            losses = self._losses(batch, conditioning, fake)
             by_discriminator = losses.g_gan + losses.g_feat + losses.g_rec
             discriminator_loss = 0.5 * (losses.d_real + losses.d_fake)
         generator_variables = self.outermost_variables if fixed_global else self.generator_variables
         discriminator_variables = self.discriminator_variables
-        of_fake = [tape.gradient(losses.g_vgg, fake)] if self.vgg is not None else []
+        of_fake = [judging.gradient(losses.g_vgg, fake)] if self.vgg is not None else []
         with self._after(of_fake):
-            of_fake.append(tape.gradient(by_discriminator, fake))
+            of_fake.append(judging.gradient(by_discriminator, fake))
         with self._after(of_fake):
-            discriminator_gradients = tape.gradient(discriminator_loss, [v.value for v in discriminator_variables])
+            discriminator_gradients = judging.gradient(discriminator_loss, [v.value for v in discriminator_variables])
         with self._after(discriminator_gradients):
-            generator_gradients = tape.gradient(fake, [v.value for v in generator_variables], tf.add_n(of_fake))
+            generator_gradients = painting.gradient(fake, [v.value for v in generator_variables], tf.add_n(of_fake))
         generator_optimizer.apply(generator_gradients, generator_variables)
         discriminator_optimizer.apply(discriminator_gradients, discriminator_variables)
         return losses

@@ -1,7 +1,6 @@
 """The perceptual loss: distances of VGG's activations (paper, appendix)."""
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -30,7 +29,7 @@ class Vgg:
         self, weights: Sequence[tuple[NDArray[np.floating], NDArray[np.floating]]], *, convolutions: int, caffe: bool
     ) -> None:
         self.caffe = caffe
-        self.recompute = False  # Work activations out again in the gradient instead of keeping them.
+        self.recompute = False  # Keep less for the loss's gradient.
         self.blocks: list[list[tuple[tf.Variable, tf.Variable]]] = []
         rest = iter(weights)
         for count in BLOCKS[convolutions]:
@@ -46,27 +45,52 @@ class Vgg:
         f(x; W, b) / s = f(x / s; W, b / s), so this is that network seeing pixels in the reference's unit, and one weight of the
         loss means the same with either file.
         """
-        x = picture
-        if self.caffe:
-            x = (tf.reverse(picture, [-1]) + 1.0) * 127.5 - tf.constant(MEANS_BGR)
-        found = []
+        found, x = [], picture
         for number in range(len(self.blocks)):
-            block = partial(self._block, number)
-            first, x = (tf.recompute_grad(block) if self.recompute else block)(x)
-            found.append(first / 127.5 if self.caffe else first)
+            first, x = self.block(number, x)
+            found.append(first)
         return found
 
-    def _block(self, number: int, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """One block's first activations and its last ones, from those of the block before."""
+    def block(self, number: int, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """One block's first activations, and what the next block gets, from a picture or what the block before gave."""
+        if self.caffe and not number:
+            x = (tf.reverse(x, [-1]) + 1.0) * 127.5 - tf.constant(MEANS_BGR)
         maps = []
-        x = tf.nn.max_pool2d(x, 2, 2, "VALID") if number else x
         for kernel, bias in self.blocks[number]:
             x = tf.nn.relu(convolve(x, kernel.value(), padding=1) + bias)
             maps.append(x)
-        return maps[0], maps[-1]
+        last = number == len(self.blocks) - 1
+        return maps[0] / 127.5 if self.caffe else maps[0], x if last else tf.nn.max_pool2d(x, 2, 2, "VALID")
 
 
 def perceptual_loss(vgg: Vgg, fake: tf.Tensor, photo: tf.Tensor) -> tf.Tensor:
     """Weighted L1 distances of the activations of pictures, [B, H, W, 3] in [-1, 1]; the photo's are constants."""
+    if vgg.recompute:
+        return tf.custom_gradient(lambda fake: _loss_and_gradient(vgg, fake, photo))(fake)
     pairs = zip(WEIGHTS, vgg(fake), vgg(photo), strict=True)
     return tf.add_n([weight * mean_distance(a, b) for weight, a, b in pairs])
+
+
+def _loss_and_gradient(
+    vgg: Vgg, fake: tf.Tensor, photo: tf.Tensor
+) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+    """The loss and at once its gradient, a block at a time: no activations outlive their block."""
+    loss = tf.zeros([], fake.dtype)
+    entered, signs, x, y = [], [], fake, photo
+    for number, weight in enumerate(WEIGHTS):
+        entered.append(x)
+        first, x = vgg.block(number, x)
+        with tf.control_dependencies([x]):
+            of_photo, y = vgg.block(number, y)
+        loss += weight * tf.reduce_mean(tf.abs(first - of_photo))
+        signs.append(tf.cast(tf.sign(first - of_photo), tf.int8))
+    after, dx = loss, None
+    for number, weight in reversed(list(enumerate(WEIGHTS))):
+        with tf.control_dependencies([after]), tf.GradientTape() as tape:
+            tape.watch(entered[number])
+            found = vgg.block(number, entered[number])
+            dfirst = tf.cast(signs[number], fake.dtype) * (weight / tf.cast(tf.size(signs[number]), fake.dtype))
+        above = [dfirst] if dx is None else [dfirst, dx]
+        after = dx = tape.gradient(found[: len(above)], entered[number], above)
+    with tf.control_dependencies([dx]):
+        return tf.identity(loss), lambda upstream: upstream * dx

@@ -124,7 +124,7 @@ def _write_png(path: Path, picture: Image.Image, ids32: bool = False) -> None:
     if ids32:
         note.add_text("p2phd", "ids32")
     with whole_file(path) as beside:
-        picture.save(beside, format="PNG", compress_level=1, pnginfo=note)
+        picture.save(beside, format="PNG", compress_level=1, compress_type=zlib.Z_RLE, pnginfo=note)
 
 
 @contextmanager

@@ -71,8 +71,11 @@ def _spatial_mean(x: tf.Tensor) -> tf.Tensor:
 
 def _spatial_variance(centred: tf.Tensor) -> tf.Tensor:
     """The mean square of [B, H, W, C] -> [B, 1, 1, C], by the rows' Euclidean norms: no map of squares."""
+    width = centred.shape[2]
+    if width is None:  # An exported network takes any size, and ONNX has no such norm.
+        return _spatial_mean(tf.square(centred))
     of_rows = tf.square(tf.raw_ops.EuclideanNorm(input=centred, axis=2, keep_dims=True))
-    return tf.reduce_mean(of_rows, 1, keepdims=True) / tf.cast(tf.shape(centred)[2], centred.dtype)
+    return tf.reduce_mean(of_rows, 1, keepdims=True) / width
 
 
 def _normalise(x: tf.Tensor, activation: Activation | None) -> tf.Tensor:

@@ -18,6 +18,7 @@ import argparse
 import itertools
 import json
 import math
+import multiprocessing
 import resource
 import statistics
 import subprocess
@@ -170,7 +171,7 @@ def tree(arguments: argparse.Namespace, folder: Path) -> Iterator[float]:
     """Pictures of twice the size read from PNG files and scaled, by two processes, as the public code's loader does."""
     _draw(arguments, folder / "raw", PER_RUN, scale=2)
     paths = sorted((folder / "raw" / "train_img").iterdir())
-    with ProcessPoolExecutor(2) as processes:
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as processes:
         read = partial(_read_as_public_loader, size=(arguments.width, arguments.height))
         yield from (s / PER_RUN for s in _timed(lambda: sum(processes.map(read, paths)), arguments.runs))
 

@@ -1,6 +1,6 @@
 """A trained run as a function: maps and codes in, picture out."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,9 @@ class Painter:
         self.model = self.run.load_model(self.settings)
         self.multiple = side_multiple(self.settings)
         self.smallest = smallest_side(self.settings)
-        self._generate_at = lru_cache(maxsize=4)(self._compile)
-        self._encode = tf.function(self._encode_padded, reduce_retracing=True)
+        # Functions for each size, so that no picture depends, in its last bit, on the sizes painted before it.
+        self._generate_at = lru_cache(maxsize=4)(lambda _: tf.function(self._generate))
+        self._encode_at = lru_cache(maxsize=4)(lambda _: tf.function(self._encode))
 
     @property
     def channels(self) -> int:
@@ -107,7 +108,8 @@ class Painter:
         size = tf.constant(instance.shape)
         pixels = photo.astype(np.float32)
         pixels = pixels / 127.5 - 1.0 if photo.dtype == np.uint8 else pixels
-        return self._encode(tf.constant(self._pad(pixels))[None], tf.constant(instance, tf.int32)[None], size)
+        padded = tf.constant(self._pad(pixels))[None]
+        return self._encode_at(tuple(padded.shape))(padded, tf.constant(instance, tf.int32)[None], size)
 
     def features(
         self,
@@ -135,14 +137,9 @@ class Painter:
             code = code + gain[:, None] * found.codes.numpy()[order]
         return code.astype(np.float32)[index.reshape(instance.shape)]
 
-    def _encode_padded(self, photo: tf.Tensor, instance: tf.Tensor, size: tf.Tensor) -> InstanceCodes:
+    def _encode(self, photo: tf.Tensor, instance: tf.Tensor, size: tf.Tensor) -> InstanceCodes:
         raw = self.model.raw_features(photo)
         return instance_codes(raw[:, : size[0], : size[1]], instance)
-
-    def _compile(self, shape: tuple[int, ...]) -> Callable[..., tf.Tensor]:
-        """A function for each size, so that no picture depends, in its last bit, on the sizes painted before it."""
-        del shape
-        return tf.function(self._generate)
 
     def _generate(self, label: tf.Tensor, instance: tf.Tensor, features: tf.Tensor | None) -> tf.Tensor:
         batch = Batch(label, instance, tf.zeros([1, 1, 1, 3]))

@@ -27,6 +27,7 @@ from pix2pixhd_cli.runs import Run, checkpoint_state
 from pix2pixhd_cli.settings import Settings, TrainSettings, parse_size
 
 SAMPLES = 4
+ALIASES = ("Identity", "IdentityN", "InplaceUpdate", "Reshape")  # Operations whose results are no maps of their own.
 
 
 def learning_rate(settings: TrainSettings, epoch: int) -> float:
@@ -112,7 +113,7 @@ class Trainer:
         found = [parse_size(settings.train.crop)] if settings.train.crop else sizes(split)
         spec = batch_spec(split.rgb, None, *(found[0] if len(found) == 1 else (None, None)))
         self._steps = [tf.function(partial(train_step, fixed), input_signature=[spec]) for fixed in (False, True)]
-        self._reconstruct = tf.function(model.reconstruct, reduce_retracing=True)
+        self._reconstruct = tf.function(model.reconstruct)  # Traced for each size, for the same reason.
 
     def batches(self, start: int) -> Iterator[tuple[int, int, Batch]]:
         """(step, epoch, batch) from the step after `start` to the last; steps and epochs count from 1."""
@@ -216,11 +217,12 @@ def batch_spec(rgb: bool, size: int | None, height: int | None, width: int | Non
 def estimate_memory(model: Pix2PixHD, batch_size: int, height: int, width: int) -> int:
     """A first estimate of a training step's memory in bytes: weights, gradients, Adam's moments, and activations.
 
-    Activations are what the forward pass computes, counted off its graph.
+    Activations are what the forward pass computes, counted off its graph; recomputing needs much less than that.
     """
     spec = batch_spec(not model.labels, batch_size, height, width)
     graph = tf.function(model.losses).get_concrete_function(spec).graph
-    activations = sum(_bytes(output) for operation in graph.get_operations() for output in operation.outputs)
+    operations = [operation for operation in graph.get_operations() if operation.type not in ALIASES]
+    activations = sum(_bytes(output) for operation in operations for output in operation.outputs)
     weights = sum(network.count_params() for network in model.networks.values()) * 4
     return activations + 4 * weights
 

@@ -35,6 +35,12 @@ def id_out_of_range(city: Path) -> None:
     save(maps(city, "labelIds")[0], ids)
 
 
+def largest_id(city: Path) -> None:
+    label = np.full((32, 64), 7, np.uint16)
+    label[2, 3] = 65535
+    save(maps(city, "labelIds")[0], label)
+
+
 def instance_map_as_label_map(city: Path) -> None:
     shutil.copy(maps(city, "instanceIds")[0], maps(city, "labelIds")[0])
 
@@ -95,6 +101,7 @@ def empty_split(city: Path) -> None:
             "000000_000019_gtFine_labelIds.png",
             "id 77 at row 2, column 3 (1 pixels in all) is in no class table",
         ),
+        (largest_id, "000000_000019_gtFine_labelIds.png", "id 65535 at row 2, column 3 (1 pixels in all)"),
         (instance_map_as_label_map, "000000_000019_gtFine_labelIds.png", "is it an instance map?"),
         (rgb_label, "000000_000019_gtFine_labelIds.png", "is a RGB picture, not a map of class ids"),
         (jpeg_label, "000000_000019_gtFine_labelIds.png", "is a JPEG picture, which changes ids"),

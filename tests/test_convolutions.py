@@ -1,6 +1,6 @@
 """Every way to convolve gives what TensorFlow's kernels give, forward and backward."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -13,13 +13,37 @@ from pix2pixhd_cli.model.convolutions import convolve, transposed_convolve
 Way = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
+@pytest.fixture
+def ways(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The ways that were taken, by the names of their functions."""
+    taken = set()
+
+    def spy(name: str, whole: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
+        def spied(*arguments: tf.Tensor, **keywords: bool) -> tf.Tensor:
+            taken.add(name)
+            return whole(*arguments, **keywords)
+
+        return spied
+
+    for name in (
+        "product",
+        "_product_gradients",
+        "winograd",
+        "_winograd_gradients",
+        "_convolve_large",
+        "_double_large",
+    ):
+        monkeypatch.setattr(convolutions, name, spy(name, getattr(convolutions, name)))
+    return taken
+
+
 @pytest.fixture(params=["winograd", "product"])
-def wide(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every 3x3 kernel is taken for a wide one, and goes one of the two ways."""
+def wide(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, ways: set[str]) -> Iterator[None]:
+    """Every 3x3 kernel is taken for a wide one, and goes one of the two ways, there and back."""
     monkeypatch.setattr(convolutions, "WIDE", 1)
     monkeypatch.setattr(convolutions, "SMALL", 1 << 30 if request.param == "product" else 0)
-    other = "winograd" if request.param == "product" else "product"
-    monkeypatch.setattr(convolutions, other, None)
+    yield
+    assert ways == {request.param, f"_{request.param}_gradients"}
 
 
 def stock(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
@@ -84,7 +108,9 @@ def _graph_gradients(way: Way, x: tf.Tensor, kernel: tf.Tensor) -> list[tf.Tenso
 
 @pytest.mark.parametrize("large", [0, 1 << 30])
 @pytest.mark.parametrize("size", [3, 7])
-def test_reflected_borders_need_no_padded_copy(size: int, large: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reflected_borders_need_no_padded_copy(
+    size: int, large: int, ways: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(convolutions, "LARGE", large)
     x, kernel = example(13, 8, size=size)
     p = size // 2
@@ -100,26 +126,14 @@ def test_reflected_borders_need_no_padded_copy(size: int, large: int, monkeypatc
         np.testing.assert_allclose(ours[1][..., known:], dx[..., known:], atol=2e-5)
         np.testing.assert_allclose(ours[2], dkernel, atol=2e-5)
         assert not ours[1].numpy()[..., :known].any()
+    assert ways == (set() if large else {"_convolve_large"})
 
 
 @pytest.mark.parametrize(("side", "way"), [(17, "product"), (18, "winograd")])
-def test_wide_kernels_go_the_way_that_is_faster_for_their_map(
-    side: int, way: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    taken = []
-
-    def spy(name: str, whole: Way) -> Way:
-        def spied(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-            taken.append(name)
-            return whole(x, kernel)
-
-        return spied
-
-    for name in ("product", "winograd"):
-        monkeypatch.setattr(convolutions, name, spy(name, getattr(convolutions, name)))
+def test_wide_kernels_go_the_way_that_is_faster_for_their_map(side: int, way: str, ways: set[str]) -> None:
     x, kernel = example(side, side, 256, 256)
     y = convolve(x, kernel)
-    assert taken == [way]
+    assert ways == {way}
     exact = tf.nn.conv2d(tf.cast(x, tf.float64), tf.cast(kernel, tf.float64), 1, "VALID")
     assert np.abs(y.numpy() - exact.numpy()).max() < 3e-6 * np.abs(exact).max()
     np.testing.assert_allclose(convolve(x, kernel, padding=1)[:, 1:-1, 1:-1], y, atol=1e-4)
@@ -138,7 +152,9 @@ def test_data_gets_no_gradient_and_everything_else_does(strides: int, padding: i
 
 
 @pytest.mark.parametrize("large", [0, 1 << 30])
-def test_transposed_convolution_drops_the_first_row_and_column(large: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transposed_convolution_drops_the_first_row_and_column(
+    large: int, ways: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(convolutions, "LARGE", large)
     x, _ = example(5, 7)
     kernel = tf.constant(np.random.default_rng(1).standard_normal((3, 3, 4, 6)) * 0.1, tf.float32)
@@ -150,12 +166,13 @@ def test_transposed_convolution_drops_the_first_row_and_column(large: int, monke
         with_gradients(transposed_convolve, x, kernel), with_gradients(whole, x, kernel), strict=True
     ):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=5e-6)
+    assert ways == (set() if large else {"_double_large"})
 
 
 @pytest.mark.parametrize("large", [0, 1 << 30])
 @pytest.mark.parametrize("height", [10, 9])
 def test_halving_convolution_has_the_transposed_one_for_its_gradient(
-    height: int, large: int, monkeypatch: pytest.MonkeyPatch
+    height: int, large: int, ways: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(convolutions, "LARGE", large)
     x, kernel = example(height, 14)
@@ -166,3 +183,4 @@ def test_halving_convolution_has_the_transposed_one_for_its_gradient(
     ours = with_gradients(partial(convolve, strides=2, padding=1), x, kernel)
     for mine, theirs in zip(ours, with_gradients(whole, x, kernel), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=5e-6)
+    assert ways == (set() if large or height % 2 else {"_double_large"})

@@ -16,7 +16,7 @@ from pix2pixhd_cli.model.generators import GlobalGenerator, LocalEnhancer
 from pix2pixhd_cli.model.layers import halve
 from pix2pixhd_cli.model.losses import adversarial_loss, feature_matching_loss, reconstruction_loss
 from pix2pixhd_cli.model.optimizers import Adam
-from pix2pixhd_cli.model.perceptual import Vgg
+from pix2pixhd_cli.model.perceptual import Vgg, perceptual_loss
 from pix2pixhd_cli.model.pix2pixhd import Batch, Losses
 from tests.conftest import tiny_settings
 
@@ -190,6 +190,26 @@ def test_recomputing_trains_the_same(kind: str) -> None:
     np.testing.assert_allclose(
         again, kept, rtol=1e-3
     )  # Adam makes a step of any rounding error around a gradient of zero.
+
+
+@pytest.mark.parametrize("caffe", [False, True])
+def test_perceptual_gradient_is_the_same_block_by_block(caffe: bool) -> None:
+    rng = np.random.default_rng(10)
+    widths = [3, 8, 8, 8, 8, *[8] * 4, *[8] * 5]
+    vgg = Vgg(
+        [(rng.normal(0, 0.2, (3, 3, i, o)), rng.normal(0, 0.1, o)) for i, o in itertools.pairwise(widths)],
+        convolutions=16,
+        caffe=caffe,
+    )
+    fake, photo = (tf.constant(rng.uniform(-1, 1, (2, 32, 48, 3)), tf.float32) for _ in range(2))
+    found = []
+    for vgg.recompute in (False, True):
+        with tf.GradientTape() as tape:
+            tape.watch(fake)
+            loss = perceptual_loss(vgg, fake, photo)
+        found.append((loss, tape.gradient(loss, fake, tf.constant(3.0)).numpy()))
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-6)
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=0, atol=1e-5 * np.abs(found[0][1]).max())
 
 
 def test_adam_is_its_papers() -> None:

@@ -3,8 +3,8 @@
 TensorFlow's kernels reorder a convolution's weights at every call, which for a residual block's 38 MB takes longer than the
 work itself on maps of its size. As matrix products the weights are read as they lie.
 
-For the gradients no more is kept than the map before it was padded. The kernel's gradient comes after the map's: the optimiser
-may then change the kernel where it lies, for nobody reads it any more; otherwise it copies it first.
+For the gradients no more is kept than the map before it was padded. The gradient of a wide kernel comes after its map's: the
+optimiser may then change the kernel where it lies, for nobody reads it any more; otherwise it copies it first.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 WIDE = 1 << 16  # Input channels x filters from which products are faster.
 BAND = 1 << 14  # Pixels that Winograd's way transforms at once.
 SMALL = 256  # Pixels below which the plain product beats Winograd's, whose kernels take 16 / 9 of the room.
-LARGE = 1 << 13  # Pixels from which a map's memory counts for more than the small change that saving it takes.
+LARGE = 1 << 13  # Pixels from which saving a copy of a map is worth a few more operations.
 
 # Minimal filtering F(2x2, 3x3): of a 4x4 patch d and a 3x3 kernel g, the 2x2 outputs are Aᵀ[(G g Gᵀ) ⊙ (Bᵀ d B)]A, with 16
 # multiplications instead of 36. Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016), 4.1.
@@ -74,7 +74,13 @@ def convolve(
             unasked = x.shape[-1] - dx.shape[-1]
             return tf.pad(dx, [[0, 0], [0, 0], [0, 0], [unasked, 0]]) if unasked else dx, dkernel
 
-        in_place = stock and reflect and _is_large(x)
+        in_place = (
+            stock
+            and reflect
+            and strides == 1
+            and _is_large(x)
+            and kernel.shape[0] == 2 * padding + 1 <= min(x.shape[1:3])
+        )
         return _convolve_large(x, kernel) if in_place else way.convolve(pad(x), kernel), gradient
 
     return convolution(x, kernel)

@@ -72,7 +72,7 @@ def _spatial_mean(x: tf.Tensor) -> tf.Tensor:
 def _spatial_variance(centred: tf.Tensor) -> tf.Tensor:
     """The mean square of [B, H, W, C] -> [B, 1, 1, C], by the rows' Euclidean norms: no map of squares."""
     width = centred.shape[2]
-    if width is None:  # An exported network takes any size, and ONNX has no such norm.
+    if width is None:  # As in an exported network; the converter to ONNX does not know this norm.
         return _spatial_mean(tf.square(centred))
     of_rows = tf.square(tf.raw_ops.EuclideanNorm(input=centred, axis=2, keep_dims=True))
     return tf.reduce_mean(of_rows, 1, keepdims=True) / width

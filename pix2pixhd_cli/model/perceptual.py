@@ -74,7 +74,10 @@ def perceptual_loss(vgg: Vgg, fake: tf.Tensor, photo: tf.Tensor) -> tf.Tensor:
 def _loss_and_gradient(
     vgg: Vgg, fake: tf.Tensor, photo: tf.Tensor
 ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-    """The loss and at once its gradient, a block at a time: no activations outlive their block."""
+    """The loss and at once its gradient, a block at a time.
+
+    Of a block's activations no more outlives it than what goes into the next one and, in a byte each, the signs of differences.
+    """
     loss = tf.zeros([], fake.dtype)
     entered, signs, x, y = [], [], fake, photo
     for number, weight in enumerate(WEIGHTS):

@@ -377,7 +377,7 @@ def _present(recipe: Recipe, label: NDArray[np.uint16]) -> list[int]:
 
 def _check_ids(recipe: Recipe, example: RawExample, label: NDArray[np.uint16]) -> None:
     """Refuse ids that no class has, naming the first pixel."""
-    if recipe.known_ids[: label.max(initial=0) + 1].all():
+    if recipe.known_ids[: int(label.max(initial=0)) + 1].all():
         return
     bad = ~recipe.known_ids[label]
     if bad.any():
@@ -412,7 +412,7 @@ def _nearest(ids: NDArray[Any], size: Size) -> NDArray[Any]:
         return ids
     rows = ((np.arange(size.height) + 0.5) * height / size.height).astype(int)
     columns = ((np.arange(size.width) + 0.5) * width / size.width).astype(int)
-    return ids[rows][:, columns]
+    return ids[rows].take(columns, 1)
 
 
 def _sides(array: NDArray[Any]) -> str:

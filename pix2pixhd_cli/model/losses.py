@@ -11,6 +11,8 @@ import tensorflow as tf
 
 from pix2pixhd_cli.model.discriminators import Maps
 
+DistanceGradient = Callable[[tf.Tensor], tuple[tf.Tensor, None]]
+
 
 def adversarial_loss(maps: Maps, target: float, kind: Literal["lsgan", "vanilla"] = "lsgan") -> tf.Tensor:
     """How far the logits are from `target` (1 real, 0 fake), summed over scales.
@@ -40,9 +42,13 @@ def feature_matching_loss(fake: Maps, real: Maps) -> tf.Tensor:
     return tf.add_n(distances) * (4.0 / inner) / len(fake)
 
 
-@tf.custom_gradient
-def mean_distance(fake: tf.Tensor, photo: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, None]]]:
+def mean_distance(fake: tf.Tensor, photo: tf.Tensor) -> tf.Tensor:
     """Mean L1 distance, with `photo` a constant; of the maps only the difference's sign is kept, in a byte."""
+    return tf.custom_gradient(distance_and_gradient)(fake, photo)
+
+
+def distance_and_gradient(fake: tf.Tensor, photo: tf.Tensor) -> tuple[tf.Tensor, DistanceGradient]:
+    """The mean distance and its gradient: from the scalar's to `fake`'s, and none for the photo."""
     difference = fake - photo
     sign = tf.cast(tf.sign(difference), tf.int8)
 
@@ -54,5 +60,4 @@ def mean_distance(fake: tf.Tensor, photo: tf.Tensor) -> tuple[tf.Tensor, Callabl
 
 def reconstruction_loss(fake: tf.Tensor, photo: tf.Tensor) -> tf.Tensor:
     """Mean L1 distance of pictures, [B, H, W, 3] in [-1, 1]; not in the paper."""
-    distance: tf.Tensor = mean_distance(fake, photo)
-    return distance
+    return mean_distance(fake, photo)

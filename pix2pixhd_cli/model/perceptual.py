@@ -7,7 +7,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from pix2pixhd_cli.model.convolutions import convolve
-from pix2pixhd_cli.model.losses import mean_distance
+from pix2pixhd_cli.model.losses import distance_and_gradient, mean_distance
 
 MEANS_BGR = (103.939, 116.779, 123.68)
 BLOCKS = {13: (2, 2, 3, 3, 1), 16: (2, 2, 4, 4, 1)}  # Convolutions a block, up to block5_conv1, of VGG16 and VGG19.
@@ -79,21 +79,22 @@ def _loss_and_gradient(
     Of a block's activations no more outlives it than what goes into the next one and, in a byte each, the signs of differences.
     """
     loss = tf.zeros([], fake.dtype)
-    entered, signs, x, y = [], [], fake, photo
+    entered, gradients, x, y = [], [], fake, photo
     for number, weight in enumerate(WEIGHTS):
         entered.append(x)
         first, x = vgg.block(number, x)
         with tf.control_dependencies([x]):
             of_photo, y = vgg.block(number, y)
-        loss += weight * tf.reduce_mean(tf.abs(first - of_photo))
-        signs.append(tf.cast(tf.sign(first - of_photo), tf.int8))
-    after, dx = loss, None
+        distance, gradient = distance_and_gradient(first, of_photo)
+        loss += weight * distance
+        gradients.append(gradient)
+    above: list[tf.Tensor] = []  # The gradient of what the block handed on: the last one handed on nothing.
     for number, weight in reversed(list(enumerate(WEIGHTS))):
-        with tf.control_dependencies([after]), tf.GradientTape() as tape:
+        with tf.control_dependencies([loss, *above]), tf.GradientTape() as tape:
             tape.watch(entered[number])
             found = vgg.block(number, entered[number])
-            dfirst = tf.cast(signs[number], fake.dtype) * (weight / tf.cast(tf.size(signs[number]), fake.dtype))
-        above = [dfirst] if dx is None else [dfirst, dx]
-        after = dx = tape.gradient(found[: len(above)], entered[number], above)
+            dfirst, _ = gradients[number](tf.constant(weight, fake.dtype))
+        above = [tape.gradient(found[: 1 + len(above)], entered[number], [dfirst, *above])]
+    (dx,) = above
     with tf.control_dependencies([dx]):
         return tf.identity(loss), lambda upstream: upstream * dx

@@ -48,53 +48,51 @@ def convolve(
         reflect: pad by the map's own pixels instead; only with stride 1.
         known: how many of x's first channels are data, whose gradient nobody asks for; where it takes time it is left at zero.
     """
-    way = _way(x, kernel, strides, padding, known)
-    stock = way.convolve not in (product, winograd)
-    if stock and strides == 1 and not reflect and not known and kernel.shape[0] == 2 * padding + 1:
+    size = kernel.shape[0]
+    wide = _is_wide(kernel, strides)
+    way = _products(x, padding) if wide else _stock(strides, known)
+    same = not wide and strides == 1 and size == 2 * padding + 1
+    if same and not reflect and not known:
         return tf.nn.conv2d(x, kernel, 1, "SAME")  # TensorFlow has this without a copy.
-    around = [[0, 0], [padding, padding], [padding, padding], [0, 0]]
+    in_place = same and reflect and _is_large(x) and size <= min(x.shape[1:3])
     even = all(side is not None and side % 2 == 0 for side in x.shape[1:3])
-    halving = stock and strides == 2 and kernel.shape[0] == 3 and padding == 1 and even
-
-    def pad(x: tf.Tensor) -> tf.Tensor:
-        return tf.pad(x, around, "REFLECT" if reflect else "CONSTANT") if padding else x
-
-    def unpad(dx: tf.Tensor) -> tf.Tensor:
-        if reflect:
-            return tf.raw_ops.MirrorPadGrad(input=dx, paddings=around, mode="REFLECT")
-        return dx[:, padding:-padding, padding:-padding] if padding else dx
+    halving = not wide and strides == 2 and size == 3 and padding == 1 and even
 
     @tf.custom_gradient
     def convolution(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], Gradients]]:
         def gradient(dy: tf.Tensor) -> Gradients:
             with tf.control_dependencies([dy]):
-                padded = pad(x)
+                padded = _pad(x, padding, reflect)
             dx, dkernel = way.gradients(padded, kernel, dy)
-            dx = _double_large(dy, kernel) if halving and _is_large(dy) else unpad(dx)
+            dx = _double_large(dy, kernel) if halving and _is_large(dy) else _unpad(dx, padding, reflect)
             unasked = x.shape[-1] - dx.shape[-1]
             return tf.pad(dx, [[0, 0], [0, 0], [0, 0], [unasked, 0]]) if unasked else dx, dkernel
 
-        in_place = (
-            stock
-            and reflect
-            and strides == 1
-            and _is_large(x)
-            and kernel.shape[0] == 2 * padding + 1 <= min(x.shape[1:3])
-        )
-        return _convolve_large(x, kernel) if in_place else way.convolve(pad(x), kernel), gradient
+        y = _convolve_large(x, kernel) if in_place else way.convolve(_pad(x, padding, reflect), kernel)
+        return y, gradient
 
     return convolution(x, kernel)
 
 
-def _way(x: tf.Tensor, kernel: tf.Tensor, strides: int, padding: int, known: int) -> Way:
-    """The way for a map [B, H, W, C] with `padding` pixels around."""
+def _pad(x: tf.Tensor, padding: int, reflect: bool) -> tf.Tensor:
+    return tf.pad(x, _around(padding), "REFLECT" if reflect else "CONSTANT") if padding else x
+
+
+def _unpad(dx: tf.Tensor, padding: int, reflect: bool) -> tf.Tensor:
+    """The gradient of a map from that of the padded one."""
+    if reflect:
+        return tf.raw_ops.MirrorPadGrad(input=dx, paddings=_around(padding), mode="REFLECT")
+    return dx[:, padding:-padding, padding:-padding] if padding else dx
+
+
+def _around(padding: int) -> list[list[int]]:
+    return [[0, 0], [padding, padding], [padding, padding], [0, 0]]
+
+
+def _is_wide(kernel: tf.Tensor, strides: int) -> bool:
+    """Whether products are faster."""
     size, _, channels, filters = kernel.shape
-    if size != 3 or strides != 1 or channels * filters < WIDE or not _on_cpu():
-        return _stock(strides, known)
-    height, width = x.shape[1:3]
-    room = 2 * padding - 2
-    small = height is not None and width is not None and (height + room) * (width + room) < SMALL
-    return Way(product, _product_gradients) if small else Way(winograd, _winograd_gradients)
+    return size == 3 and strides == 1 and channels * filters >= WIDE and _on_cpu()
 
 
 def _on_cpu() -> bool:
@@ -189,7 +187,15 @@ def _double_large(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     return tf.reshape(y, [-1, 2 * height, 2 * width, kernel.shape[2]])
 
 
-# One product of all patches.
+# Products: all patches in one on small maps, Winograd's minimal filtering on others.
+
+
+def _products(x: tf.Tensor, padding: int) -> Way:
+    """The faster of the two for a map [B, H, W, C] that gets `padding` pixels around."""
+    height, width = x.shape[1:3]
+    room = 2 * padding - 2
+    small = height is not None and width is not None and (height + room) * (width + room) < SMALL
+    return Way(product, _product_gradients) if small else Way(winograd, _winograd_gradients)
 
 
 def product(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
@@ -204,9 +210,8 @@ def _product_gradients(x: tf.Tensor, kernel: tf.Tensor, dy: tf.Tensor) -> Gradie
     channels, filters = kernel.shape[2:]
     height, width = x.shape[1] - 2, x.shape[2] - 2
     dy = tf.reshape(dy, [-1, filters])
-    shares = tf.matmul(
-        dy, tf.reshape(kernel, [-1, filters]), transpose_b=True
-    )  # What dy gives back to its nine places.
+    # What dy gives back to its nine places.
+    shares = tf.matmul(dy, tf.reshape(kernel, [-1, filters]), transpose_b=True)
     with tf.control_dependencies([shares]):
         dkernel = tf.reshape(tf.matmul(_patches(x), dy, transpose_a=True), kernel.shape)
     shares = tf.unstack(tf.reshape(shares, [-1, height, width, 9, channels]), axis=3)
@@ -219,9 +224,6 @@ def _patches(x: tf.Tensor) -> tf.Tensor:
     height, width = x.shape[1] - 2, x.shape[2] - 2
     seen = [x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
     return tf.reshape(tf.concat(seen, -1), [-1, 9 * x.shape[-1]])
-
-
-# Winograd's minimal filtering.
 
 
 def winograd(x: tf.Tensor, kernel: tf.Tensor, *, turned: bool = False) -> tf.Tensor:

@@ -25,14 +25,8 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
         return spied
 
-    for name in (
-        "product",
-        "_product_gradients",
-        "winograd",
-        "_winograd_gradients",
-        "_convolve_large",
-        "_double_large",
-    ):
+    names = ("product", "_product_gradients", "winograd", "_winograd_gradients", "_convolve_large", "_double_large")
+    for name in names:
         monkeypatch.setattr(convolutions, name, spy(name, getattr(convolutions, name)))
     return taken
 
@@ -63,6 +57,11 @@ def with_gradients_as_tensors(way: Way, x: tf.Tensor, kernel: tf.Tensor) -> list
     return [y, *tape.gradient(total, [x, kernel])]
 
 
+def assert_agree(way: Way, reference: Way, x: tf.Tensor, kernel: tf.Tensor, atol: float) -> None:
+    for ours, theirs in zip(with_gradients(way, x, kernel), with_gradients(reference, x, kernel), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=atol)
+
+
 def example(height: int, width: int, channels: int = 6, filters: int = 5, size: int = 3) -> tuple[tf.Tensor, tf.Tensor]:
     rng = np.random.default_rng(height * width)
     x = tf.constant(rng.standard_normal((2, height, width, channels)), tf.float32)
@@ -73,8 +72,7 @@ def example(height: int, width: int, channels: int = 6, filters: int = 5, size: 
 @pytest.mark.parametrize(("height", "width"), [(8, 12), (9, 7), (3, 3), (4, 11)])
 def test_products_are_convolutions(height: int, width: int) -> None:
     x, kernel = example(height, width)
-    for ours, theirs in zip(with_gradients(convolve, x, kernel), with_gradients(stock, x, kernel), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=5e-6)
+    assert_agree(convolve, stock, x, kernel, atol=5e-6)
 
 
 def test_minimal_filtering_works_in_bands(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,8 +81,7 @@ def test_minimal_filtering_works_in_bands(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(convolutions, "BAND", 50)
     x, kernel = example(15, 12)
     assert convolutions._bands(convolutions._pad_to_even(x)) == [(0, 4), (4, 8), (8, 12), (12, 14)]
-    for ours, theirs in zip(with_gradients(convolve, x, kernel), with_gradients(stock, x, kernel), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+    assert_agree(convolve, stock, x, kernel, atol=1e-5)
 
 
 def test_minimal_filtering_takes_sizes_that_are_known_only_when_running(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,10 +159,7 @@ def test_transposed_convolution_drops_the_first_row_and_column(
     def whole(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         return tf.nn.conv2d_transpose(x, kernel, [2, 11, 15, 4], 2, "VALID")[:, 1:, 1:]
 
-    for ours, theirs in zip(
-        with_gradients(transposed_convolve, x, kernel), with_gradients(whole, x, kernel), strict=True
-    ):
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=5e-6)
+    assert_agree(transposed_convolve, whole, x, kernel, atol=5e-6)
     assert ways == (set() if large else {"_double_large"})
 
 
@@ -180,7 +174,5 @@ def test_halving_convolution_has_the_transposed_one_for_its_gradient(
     def whole(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         return tf.nn.conv2d(tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]]), kernel, 2, "VALID")
 
-    ours = with_gradients(partial(convolve, strides=2, padding=1), x, kernel)
-    for mine, theirs in zip(ours, with_gradients(whole, x, kernel), strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=0, atol=5e-6)
+    assert_agree(partial(convolve, strides=2, padding=1), whole, x, kernel, atol=5e-6)
     assert ways == (set() if large or height % 2 else {"_double_large"})

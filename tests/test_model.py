@@ -187,9 +187,8 @@ def test_recomputing_trains_the_same(kind: str) -> None:
 
     again, kept = np.array(train(True)), np.array(train(False))
     np.testing.assert_allclose(again[0], kept[0], rtol=1e-6)
-    np.testing.assert_allclose(
-        again, kept, rtol=1e-3
-    )  # Adam makes a step of any rounding error around a gradient of zero.
+    # Adam makes a step of any rounding error around a gradient of zero.
+    np.testing.assert_allclose(again, kept, rtol=1e-3)
 
 
 @pytest.mark.parametrize("caffe", [False, True])

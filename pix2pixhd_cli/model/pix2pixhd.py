@@ -224,9 +224,8 @@ class Pix2PixHD:
         conditioning = self.condition(batch)
         with tf.GradientTape() as painting:
             fake = self._paint(batch, conditioning)
-        with tf.GradientTape(
-            persistent=True
-        ) as judging:  # A tape of its own: every use of a tape unrolls the whole of it.
+        # A tape of its own: every use of a tape unrolls the whole of it.
+        with tf.GradientTape(persistent=True) as judging:
             judging.watch(fake)
             losses = self._losses(batch, conditioning, fake)
             by_discriminator = losses.g_gan + losses.g_feat + losses.g_rec

@@ -19,13 +19,14 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     taken = set()
 
     def spy(name: str, whole: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
-        def spied(*arguments: tf.Tensor, **keywords: bool) -> tf.Tensor:
+        def spied(*arguments: tf.Tensor, **keywords: int) -> tf.Tensor:
             taken.add(name)
             return whole(*arguments, **keywords)
 
         return spied
 
-    names = ("product", "_product_gradients", "winograd", "_winograd_gradients", "_convolve_large", "_double_large")
+    wide = ("product", "_product_gradients", "winograd", "_winograd_gradients")
+    names = (*wide, "narrow", "_narrow_gradients", "_convolve_large", "_double_large")
     for name in names:
         monkeypatch.setattr(convolutions, name, spy(name, getattr(convolutions, name)))
     return taken
@@ -103,13 +104,13 @@ def _graph_gradients(way: Way, x: tf.Tensor, kernel: tf.Tensor) -> list[tf.Tenso
     return [y, *tape.gradient(y, [x, kernel], tf.sin(y))]
 
 
-@pytest.mark.parametrize("large", [0, 1 << 30])
-@pytest.mark.parametrize("size", [3, 7])
+@pytest.mark.parametrize("huge", [0, 1 << 30])
+@pytest.mark.parametrize(("size", "filters"), [(3, 5), (7, 5), (7, 3)])
 def test_reflected_borders_need_no_padded_copy(
-    size: int, large: int, ways: set[str], monkeypatch: pytest.MonkeyPatch
+    size: int, filters: int, huge: int, ways: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(convolutions, "LARGE", large)
-    x, kernel = example(13, 8, size=size)
+    monkeypatch.setattr(convolutions, "HUGE", huge)
+    x, kernel = example(13, 8, filters=filters, size=size)
     p = size // 2
 
     def padded(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
@@ -123,7 +124,20 @@ def test_reflected_borders_need_no_padded_copy(
         np.testing.assert_allclose(ours[1][..., known:], dx[..., known:], atol=2e-5)
         np.testing.assert_allclose(ours[2], dkernel, atol=2e-5)
         assert not ours[1].numpy()[..., :known].any()
-    assert ways == (set() if large else {"_convolve_large"})
+    expected = set() if huge else {"_convolve_large"}
+    assert ways == expected | ({"narrow", "_narrow_gradients"} if filters == 3 else set())
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+@pytest.mark.parametrize("filters", [1, 3])
+def test_few_filters_go_column_by_column(filters: int, padding: int, ways: set[str]) -> None:
+    x, kernel = example(13, 10, filters=filters, size=7)
+
+    def whole(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        return stock(tf.pad(x, [[0, 0], [padding] * 2, [padding] * 2, [0, 0]]), kernel)
+
+    assert_agree(partial(convolve, padding=padding), whole, x, kernel, atol=2e-5)
+    assert "narrow" in ways
 
 
 @pytest.mark.parametrize(("side", "way"), [(17, "product"), (18, "winograd")])

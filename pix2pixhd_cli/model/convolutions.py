@@ -8,6 +8,7 @@ optimiser may then change the kernel where it lies, for nobody reads it any more
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 WIDE = 1 << 16  # Input channels x filters from which products are faster.
 BAND = 1 << 14  # Pixels that Winograd's way transforms at once.
 SMALL = 256  # Pixels below which the plain product beats Winograd's, whose kernels take 16 / 9 of the room.
-LARGE = 1 << 13  # Pixels from which saving a copy of a map is worth a few more operations.
+LARGE = 1 << 17  # Pixels from which a hidden map in TensorFlow's kernels is worth more multiplications to avoid.
+HUGE = 1 << 20  # Pixels from which a padded copy of a map is worth more operations to avoid.
 
 # Minimal filtering F(2x2, 3x3): of a 4x4 patch d and a 3x3 kernel g, the 2x2 outputs are Aᵀ[(G g Gᵀ) ⊙ (Bᵀ d B)]A, with 16
 # multiplications instead of 36. Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016), 4.1.
@@ -29,10 +31,14 @@ Gradients = tuple[tf.Tensor, tf.Tensor]
 
 
 class Way(NamedTuple):
-    """How a map that is already padded is convolved: x, kernel -> y, and x, kernel, dy -> the gradients of x and kernel."""
+    """How a map that is already padded is convolved: x, kernel -> y, and x, kernel, dy -> the gradients of x and kernel.
+
+    `same` does it to a map that is not, with as many zeros around as keep its size, where TensorFlow has that without a copy.
+    """
 
     convolve: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
     gradients: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], Gradients]
+    same: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None
 
 
 def convolve(
@@ -49,14 +55,13 @@ def convolve(
         known: how many of x's first channels are data, whose gradient nobody asks for; where it takes time it is left at zero.
     """
     size = kernel.shape[0]
-    wide = _is_wide(kernel, strides)
-    way = _products(x, padding) if wide else _stock(strides, known)
-    same = not wide and strides == 1 and size == 2 * padding + 1
-    if same and not reflect and not known:
-        return tf.nn.conv2d(x, kernel, 1, "SAME")  # TensorFlow has this without a copy.
-    in_place = same and reflect and _is_large(x) and size <= min(x.shape[1:3])
+    way = _way(x, kernel, strides, padding, known)
+    same = way.same if size == 2 * padding + 1 else None
+    if same is not None and not reflect and not known:
+        return same(x, kernel)
+    in_place = same if reflect and _has_pixels(x, HUGE) and size <= min(x.shape[1:3]) else None
     even = all(side is not None and side % 2 == 0 for side in x.shape[1:3])
-    halving = not wide and strides == 2 and size == 3 and padding == 1 and even
+    halving = strides == 2 and size == 3 and padding == 1 and even
 
     @tf.custom_gradient
     def convolution(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], Gradients]]:
@@ -64,11 +69,15 @@ def convolve(
             with tf.control_dependencies([dy]):
                 padded = _pad(x, padding, reflect)
             dx, dkernel = way.gradients(padded, kernel, dy)
-            dx = _double_large(dy, kernel) if halving and _is_large(dy) else _unpad(dx, padding, reflect)
+            dx = _double_large(dy, kernel) if halving and _has_pixels(dy, LARGE) else _unpad(dx, padding, reflect)
             unasked = x.shape[-1] - dx.shape[-1]
             return tf.pad(dx, [[0, 0], [0, 0], [0, 0], [unasked, 0]]) if unasked else dx, dkernel
 
-        y = _convolve_large(x, kernel) if in_place else way.convolve(_pad(x, padding, reflect), kernel)
+        y = (
+            _convolve_large(x, kernel, in_place)
+            if in_place is not None
+            else way.convolve(_pad(x, padding, reflect), kernel)
+        )
         return y, gradient
 
     return convolution(x, kernel)
@@ -89,19 +98,26 @@ def _around(padding: int) -> list[list[int]]:
     return [[0, 0], [padding, padding], [padding, padding], [0, 0]]
 
 
-def _is_wide(kernel: tf.Tensor, strides: int) -> bool:
-    """Whether products are faster."""
+def _way(x: tf.Tensor, kernel: tf.Tensor, strides: int, padding: int, known: int) -> Way:
+    """The fastest way for a map [B, H, W, C] that gets `padding` pixels around."""
     size, _, channels, filters = kernel.shape
-    return size == 3 and strides == 1 and channels * filters >= WIDE and _on_cpu()
+    if strides > 1 or not _on_cpu():
+        return _stock(strides, known)
+    if size == 3 and channels * filters >= WIDE:
+        return _products(x, padding)
+    if size > 4 and filters < 4:
+        return Way(narrow, partial(_narrow_gradients, known=known), partial(narrow, padding="SAME"))
+    return _stock(strides, known)
 
 
 def _on_cpu() -> bool:
     return not tf.config.list_logical_devices("GPU")
 
 
-def _is_large(x: tf.Tensor) -> bool:
+def _has_pixels(x: tf.Tensor, count: int) -> bool:
+    """Whether a map on a CPU is known to be that large."""
     height, width = x.shape[1:3]
-    return height is not None and width is not None and height * width >= LARGE and _on_cpu()
+    return height is not None and width is not None and height * width >= count and _on_cpu()
 
 
 def _side(x: tf.Tensor, axis: int) -> int | tf.Tensor:
@@ -122,13 +138,17 @@ def _stock(strides: int, known: int) -> Way:
         dx = tf.raw_ops.Conv2DBackpropInput(input_sizes=sides, filter=asked, out_backprop=dy, **place)
         return dx, tf.raw_ops.Conv2DBackpropFilter(input=x, filter_sizes=kernel.shape, out_backprop=dy, **place)
 
-    return Way(lambda x, kernel: tf.nn.conv2d(x, kernel, strides, "VALID"), gradients)
+    return Way(
+        lambda x, kernel: tf.nn.conv2d(x, kernel, strides, "VALID"),
+        gradients,
+        (lambda x, kernel: tf.nn.conv2d(x, kernel, 1, "SAME")) if strides == 1 else None,
+    )
 
 
-def _convolve_large(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+def _convolve_large(x: tf.Tensor, kernel: tf.Tensor, same: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> tf.Tensor:
     """Pad by reflection and convolve, without a padded copy of the map.
 
-    It is convolved with zeros around it; then the outputs that saw them give way to those of reflected strips.
+    It is convolved with zeros around it (`same`); then the outputs that saw them give way to those of reflected strips.
     """
     height, width = x.shape[1:3]
     p = kernel.shape[0] // 2
@@ -138,8 +158,7 @@ def _convolve_large(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
 
     above, below = strip(x[:, : 2 * p], (p, 0), (p, p)), strip(x[:, -2 * p :], (0, p), (p, p))
     left, right = strip(x[:, :, : 2 * p], (0, 0), (p, 0)), strip(x[:, :, -2 * p :], (0, 0), (0, p))
-    y = tf.nn.conv2d(x, kernel, 1, "SAME")
-    y = _replace(y, np.r_[:p, height - p : height], np.arange(width), tf.concat([above, below], 1))
+    y = _replace(same(x, kernel), np.r_[:p, height - p : height], np.arange(width), tf.concat([above, below], 1))
     return _replace(y, np.arange(p, height - p), np.r_[:p, width - p : width], tf.concat([left, right], 2))
 
 
@@ -168,7 +187,7 @@ def transposed_convolve(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Cal
             )
         return dx, dkernel
 
-    if _is_large(x):
+    if _has_pixels(x, LARGE):
         return _double_large(x, kernel), gradient
     out = tf.stack([tf.shape(x)[0], 2 * _side(x, 1) + 1, 2 * _side(x, 2) + 1, kernel.shape[2]])
     return tf.nn.conv2d_transpose(x, kernel, out, 2, "VALID")[:, 1:, 1:], gradient
@@ -185,6 +204,33 @@ def _double_large(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     y = tf.nn.conv2d(x, tf.reshape(quarters, [2, 2, channels, -1]), 1, "SAME")
     y = tf.transpose(tf.reshape(y, [-1, height, width, 2, 2, kernel.shape[2]]), [0, 1, 3, 2, 4, 5])
     return tf.reshape(y, [-1, 2 * height, 2 * width, kernel.shape[2]])
+
+
+# Large kernels with few filters. TensorFlow's kernels work on sixteen at a time, whether they are there or not.
+
+
+def narrow(x: tf.Tensor, kernel: tf.Tensor, padding: str = "VALID") -> tf.Tensor:
+    """A convolution with few filters as one by each of the kernel's columns, and one that shifts and adds what they give."""
+    columns, adding = _columns(kernel)
+    return tf.nn.conv2d(tf.nn.conv2d(x, columns, 1, padding), adding, 1, padding)
+
+
+def _narrow_gradients(x: tf.Tensor, kernel: tf.Tensor, dy: tf.Tensor, known: int) -> Gradients:
+    columns, adding = _columns(kernel)
+    size, _, channels, filters = kernel.shape
+    place = {"strides": [1, 1, 1, 1], "padding": "VALID"}
+    sides = tf.concat([tf.shape(dy)[:2], [tf.shape(x)[2], size * filters]], 0)
+    dcolumns = tf.raw_ops.Conv2DBackpropInput(input_sizes=sides, filter=adding, out_backprop=dy, **place)
+    dx, dkernel = _stock(1, known).gradients(x, columns, dcolumns)
+    return dx, tf.transpose(tf.reshape(dkernel, [size, channels, size, filters]), [0, 2, 1, 3])
+
+
+def _columns(kernel: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """A kernel [k, k, C, O] as its columns, [k, 1, C, kO], and the kernel [1, k, kO, O] that adds them up."""
+    size, _, channels, filters = kernel.shape
+    columns = tf.reshape(tf.transpose(kernel, [0, 2, 1, 3]), [size, 1, channels, size * filters])
+    adding = np.eye(size * filters).reshape(1, -1, size, filters).transpose(0, 2, 1, 3)
+    return columns, tf.constant(adding, kernel.dtype)
 
 
 # Products: all patches in one on small maps, Winograd's minimal filtering on others.

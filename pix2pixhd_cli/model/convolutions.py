@@ -106,7 +106,7 @@ def _way(x: tf.Tensor, kernel: tf.Tensor, strides: int, padding: int, known: int
     if size == 3 and channels * filters >= WIDE:
         return _products(x, padding)
     if size > 4 and filters < 4:
-        return Way(narrow, partial(_narrow_gradients, known=known), partial(narrow, padding="SAME"))
+        return _stock(strides, known)._replace(convolve=narrow, same=partial(narrow, padding="SAME"))
     return _stock(strides, known)
 
 
@@ -211,26 +211,10 @@ def _double_large(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
 
 def narrow(x: tf.Tensor, kernel: tf.Tensor, padding: str = "VALID") -> tf.Tensor:
     """A convolution with few filters as one by each of the kernel's columns, and one that shifts and adds what they give."""
-    columns, adding = _columns(kernel)
-    return tf.nn.conv2d(tf.nn.conv2d(x, columns, 1, padding), adding, 1, padding)
-
-
-def _narrow_gradients(x: tf.Tensor, kernel: tf.Tensor, dy: tf.Tensor, known: int) -> Gradients:
-    columns, adding = _columns(kernel)
-    size, _, channels, filters = kernel.shape
-    place = {"strides": [1, 1, 1, 1], "padding": "VALID"}
-    sides = tf.concat([tf.shape(dy)[:2], [tf.shape(x)[2], size * filters]], 0)
-    dcolumns = tf.raw_ops.Conv2DBackpropInput(input_sizes=sides, filter=adding, out_backprop=dy, **place)
-    dx, dkernel = _stock(1, known).gradients(x, columns, dcolumns)
-    return dx, tf.transpose(tf.reshape(dkernel, [size, channels, size, filters]), [0, 2, 1, 3])
-
-
-def _columns(kernel: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """A kernel [k, k, C, O] as its columns, [k, 1, C, kO], and the kernel [1, k, kO, O] that adds them up."""
     size, _, channels, filters = kernel.shape
     columns = tf.reshape(tf.transpose(kernel, [0, 2, 1, 3]), [size, 1, channels, size * filters])
     adding = np.eye(size * filters).reshape(1, -1, size, filters).transpose(0, 2, 1, 3)
-    return columns, tf.constant(adding, kernel.dtype)
+    return tf.nn.conv2d(tf.nn.conv2d(x, columns, 1, padding), tf.constant(adding, kernel.dtype), 1, padding)
 
 
 # Products: all patches in one on small maps, Winograd's minimal filtering on others.

@@ -1,6 +1,7 @@
 """`p2phd cluster`: the feature codes of each class become styles, and a picture of them."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -104,25 +105,45 @@ def _picture(
     codes: FeatureCodes, clusters: FeatureClusters, spec: DatasetSpec, settings: Settings, split: PackedSplit
 ) -> images.Picture:
     """Per class a row of styles, each shown by the real instances nearest to its centre."""
-    by_label = settings.encoder.pooling == "label"
-    numbers = {entry.stem: n for n, entry in enumerate(split.entries)}
-    rows, names = [], []
-    shown = [(i, s) for i, s in clusters.classes.items() if len(s.centres)]
-    with console.progress("drawing styles", len(shown)) as bar:
-        for identity, styles in shown:
-            candidates = np.flatnonzero((codes.label == identity) & (codes.share > settings.cluster.min_area))
-            distances = np.linalg.norm(codes.code[candidates][:, None] - styles.centres[None], axis=-1)
-            cells: list[images.Picture | None] = []
-            for index in range(len(styles.centres)):
-                own = candidates[np.argsort(distances[:, index], kind="stable")]
-                own = own[: min(CROPS, int(styles.counts[index]))]
-                crops = [_crop(codes, int(n), split.example(numbers[str(codes.stem[n])]), by_label) for n in own]
-                caption = f"{styles.title(index)}  ({styles.counts[index]})"
-                cells.append(images.caption(images.mosaic(crops, CROP_SIDE, CROPS), caption))
-            rows.append(cells)
-            names.append(spec.class_name(identity))
+    shown = {i: s for i, s in clusters.classes.items() if len(s.centres)}
+    chosen = {i: _nearest(codes, i, styles, settings.cluster.min_area) for i, styles in shown.items()}
+    numbers = [number for of_class in chosen.values() for own in of_class for number in own]
+    crops = _crops(codes, numbers, split, by_label=settings.encoder.pooling == "label")
+    rows = []
+    for identity, styles in shown.items():
+        cells: list[images.Picture | None] = []
+        for index, own in enumerate(chosen[identity]):
+            caption = f"{styles.title(index)}  ({styles.counts[index]})"
+            cells.append(images.caption(images.mosaic([crops[n] for n in own], CROP_SIDE, CROPS), caption))
+        rows.append(cells)
+    return images.grid(rows, names=[spec.class_name(identity) for identity in shown])
+
+
+def _nearest(codes: FeatureCodes, identity: int, styles: ClassStyles, min_area: float) -> list[list[int]]:
+    """For each style of a class the instances that show it, the nearest to its centre first."""
+    candidates = np.flatnonzero((codes.label == identity) & (codes.share > min_area))
+    distances = np.linalg.norm(codes.code[candidates][:, None] - styles.centres[None], axis=-1)
+    order = candidates[np.argsort(distances, axis=0, kind="stable")]
+    return [order[: min(CROPS, int(count)), index].tolist() for index, count in enumerate(styles.counts)]
+
+
+def _crops(codes: FeatureCodes, chosen: Sequence[int], split: PackedSplit, by_label: bool) -> dict[int, images.Picture]:
+    """Instances by their number, cut out of their photos; each photo is read once."""
+    of_picture: dict[str, list[int]] = {}
+    for number in chosen:
+        of_picture.setdefault(str(codes.stem[number]), []).append(number)
+    places = {entry.stem: n for n, entry in enumerate(split.entries)}
+
+    def cut(stem: str) -> list[images.Picture]:
+        example = split.example(places[stem])
+        return [_crop(codes, number, example, by_label) for number in of_picture[stem]]
+
+    found: dict[int, images.Picture] = {}
+    with console.progress("drawing styles", len(of_picture)) as bar, ThreadPoolExecutor() as pool:
+        for stem, pictures in zip(of_picture, pool.map(cut, of_picture), strict=True):
+            found |= dict(zip(of_picture[stem], pictures, strict=True))
             bar.advance(bar.task_ids[0])
-    return images.grid(rows, names=names)
+    return found
 
 
 def _crop(codes: FeatureCodes, number: int, example: Example, by_label: bool) -> images.Picture:

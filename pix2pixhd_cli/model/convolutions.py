@@ -1,4 +1,5 @@
-"""Convolutions by whichever way is fastest: wide ones on a CPU as matrix products, the others by TensorFlow's kernels.
+"""Convolutions by whichever way is fastest: on a CPU wide ones as matrix products and large kernels with few filters column by
+column, the others by TensorFlow's kernels.
 
 TensorFlow's kernels reorder a convolution's weights at every call, which for a residual block's 38 MB takes longer than the
 work itself on maps of its size. As matrix products the weights are read as they lie.
@@ -73,12 +74,9 @@ def convolve(
             unasked = x.shape[-1] - dx.shape[-1]
             return tf.pad(dx, [[0, 0], [0, 0], [0, 0], [unasked, 0]]) if unasked else dx, dkernel
 
-        y = (
-            _convolve_large(x, kernel, in_place)
-            if in_place is not None
-            else way.convolve(_pad(x, padding, reflect), kernel)
-        )
-        return y, gradient
+        if in_place is not None:
+            return _convolve_large(x, kernel, in_place), gradient
+        return way.convolve(_pad(x, padding, reflect), kernel), gradient
 
     return convolution(x, kernel)
 
@@ -101,13 +99,13 @@ def _around(padding: int) -> list[list[int]]:
 def _way(x: tf.Tensor, kernel: tf.Tensor, strides: int, padding: int, known: int) -> Way:
     """The fastest way for a map [B, H, W, C] that gets `padding` pixels around."""
     size, _, channels, filters = kernel.shape
+    stock = _stock(strides, known)
     if strides > 1 or not _on_cpu():
-        return _stock(strides, known)
+        return stock
     if size == 3 and channels * filters >= WIDE:
         return _products(x, padding)
-    if size > 4 and filters < 4:
-        return _stock(strides, known)._replace(convolve=narrow, same=partial(narrow, padding="SAME"))
-    return _stock(strides, known)
+    few = size > 4 and filters < 4
+    return stock._replace(convolve=narrow, same=partial(narrow, padding="SAME")) if few else stock
 
 
 def _on_cpu() -> bool:

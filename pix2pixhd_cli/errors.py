@@ -3,8 +3,10 @@
 Anything else that is raised is a bug and may show its traceback.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 
 class P2PHDError(Exception):
@@ -25,6 +27,26 @@ class Interrupted(P2PHDError):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give the name of this file to an `OSError` that has none, such as a full disk's."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+        raise
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, raised wherever it strikes, as Ctrl-C is."""
+
+
+def interrupted(stop: KeyboardInterrupt, message: str) -> Interrupted:
+    """What a user sees of Ctrl-C (exit code 130) or SIGTERM (143)."""
+    return Interrupted(message, 143 if isinstance(stop, Terminated) else 130)
 
 
 @dataclass(frozen=True, order=True)

@@ -1,0 +1,103 @@
+"""Files and folders that are whole or absent, whatever happens while they are written, and outlive a loss of power."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+from unicodedata import category
+
+from pydantic import AfterValidator
+
+from pix2pixhd_cli.errors import naming
+
+
+def check_plain_name(text: str) -> str:
+    """A name that can be put behind a folder's and stays in it; raises `ValueError` for any other."""
+    if not text or text in (".", "..") or plain_name(text) != text:
+        raise ValueError("must be a file's plain name, without folders or control characters")
+    return text
+
+
+def plain_name(text: str) -> str:
+    """A text with `_` in the place of slashes, control characters and what is no character."""
+    return "".join("_" if c in "/\\" or category(c) in ("Cc", "Cs") else c for c in text)
+
+
+PlainName = Annotated[str, AfterValidator(check_plain_name)]
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a name beside `path` to write to; it becomes `path`, on the disk, if all goes well and is gone if not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with naming(path):
+            yield beside
+            sync(beside)
+            beside.replace(path)
+            sync(path.parent)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with whole_file(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def staging_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `folder`, to fill and then to give to `take_place`; otherwise it is gone afterwards."""
+    beside = partial_folder(folder)
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def partial_folder(folder: Path) -> Path:
+    """The hidden folder beside `folder` in which it is made."""
+    whole = folder.resolve()
+    return whole.with_name(f".{whole.name}.p2phd-partial")
+
+
+def take_place(staging: Path, folder: Path) -> None:
+    """Rename `staging` to `folder`, which is empty or not there."""
+    with naming(folder):
+        if folder.exists():
+            folder.rmdir()
+        staging.replace(folder.resolve())
+
+
+def sweep(*folders: Path) -> None:
+    """Delete what processes that died were writing right in these folders."""
+    for path in (path for folder in folders for path in folder.glob(".*.partial")):
+        writer = path.name.split(".")[-2]
+        if path.is_file() and writer.isdecimal() and not _is_alive(int(writer)):
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, has reached the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with naming(path):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

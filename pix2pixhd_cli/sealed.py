@@ -1,0 +1,54 @@
+"""JSON files with a checksum of their own, so that a flipped bit is never taken for a setting."""
+
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from pix2pixhd_cli.errors import P2PHDError, naming
+
+KEY = "checksum"
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def seal(values: Mapping[str, Any]) -> str:
+    """The text of a JSON file that holds `values` and, last, their checksum."""
+    plain = json.loads(json.dumps(values))
+    return json.dumps({**plain, KEY: _checksum(plain)}, indent=1) + "\n"
+
+
+def unseal(text: str) -> dict[str, Any]:
+    """The values of such a file, or of one without a checksum; raises `ValueError` if it is not what was written."""
+    try:
+        values = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    if not isinstance(values, dict):
+        raise ValueError("it holds no object")
+    if values.pop(KEY, None) not in (None, _checksum(values)):
+        raise ValueError(f'it does not fit its checksum; if you changed it, take out the line "{KEY}"')
+    return values
+
+
+def read_sealed(path: Path, model: type[Model]) -> Model:
+    """What such a file holds, as `model` has it; raises `FileNotFoundError`, and `P2PHDError` for what is wrong with it."""
+    try:
+        with naming(path):
+            return model.model_validate(unseal(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        raise P2PHDError(f"{path}: damaged or of another version ({explain(error)})") from None
+    except ValueError as error:
+        raise P2PHDError(f"{path}: damaged ({error})") from None
+
+
+def explain(error: ValidationError) -> str:
+    """The first thing that is wrong: where it stands, and why."""
+    problem = error.errors()[0]
+    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(values, sort_keys=True).encode()):08x}"

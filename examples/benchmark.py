@@ -269,11 +269,11 @@ def _make_run(arguments: argparse.Namespace) -> None:
     engine.start()
     from pix2pixhd_cli.data.records import read_pack_spec
     from pix2pixhd_cli.model.build import build_model
-    from pix2pixhd_cli.runs import Run
+    from pix2pixhd_cli.runs import Run, Sources
 
     spec, settings = read_pack_spec(arguments.folder).dataset, _settings(arguments)
     run = Run(arguments.folder.with_name("run"))
-    run.create(settings, spec, packed=arguments.folder)
+    run.create(settings, spec, Sources(packed=arguments.folder.resolve()))
     run.save_model(build_model(settings, labels=spec.labels, ignored=spec.ignored, training=False))
 
 

@@ -3,15 +3,19 @@
 Nothing heavy is imported before a verb runs, so that `--help` and completion are instant.
 """
 
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from pix2pixhd_cli import __version__
-from pix2pixhd_cli.errors import P2PHDError
+from pix2pixhd_cli.errors import P2PHDError, Terminated, interrupted
 from pix2pixhd_cli.options import CONFIG, settings_table, settings_toml, with_settings
 from pix2pixhd_cli.settings import Settings, fields, merge, read_layers, source_of
 
@@ -23,8 +27,21 @@ Six verbs lead from photos to pictures you can steer:
 """
 EPILOG = "Settings come from flags, then P2PHD_SECTION__FIELD variables, then --config FILE.toml, then defaults."
 
+
+class Verbs(TyperGroup):
+    """The verbs; Ctrl-C and SIGTERM end each of them in one line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a verb."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            raise interrupted(stop, "stopped; nothing half-written is left") from None
+
+
 app = typer.Typer(
     name="p2phd",
+    cls=Verbs,
     help=HELP,
     epilog=EPILOG,
     no_args_is_help=True,
@@ -49,13 +66,29 @@ VERBOSE = False
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a `P2PHDError` becomes one line and its exit code."""
     try:
-        app(list(arguments) if arguments is not None else None)
+        with _terminable():
+            app(list(arguments) if arguments is not None else None)
     except P2PHDError as error:
         _fail(error)
     except OSError as error:
         if error.filename is None:
             raise
         _fail(P2PHDError(f"{error.filename}: {error.strerror}"))
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM clean up as Ctrl-C does."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(error: P2PHDError) -> None:
@@ -131,7 +164,7 @@ def pack(
     "discriminator",
     "encoder",
     "loss",
-    run=lambda given: given["run"] if given["resume"] else None,
+    run=lambda given: given["run"] if given["resume"] and (given["run"] / "settings.json").exists() else None,
 )
 def train(
     packed: Packed,

@@ -10,7 +10,6 @@ from pathlib import Path
 import keras
 
 from pix2pixhd_cli.errors import SettingsError
-from pix2pixhd_cli.model.build import build_model
 from pix2pixhd_cli.model.generators import GlobalGenerator, LocalEnhancer
 from pix2pixhd_cli.model.pix2pixhd import Pix2PixHD
 from pix2pixhd_cli.runs import Run
@@ -38,9 +37,7 @@ def start_from(model: Pix2PixHD, settings: Settings, source: Path) -> None:
     given = settings_of_run(source)
     for problem in _misfits(settings, given, run):
         raise SettingsError(f"{problem} of {source}, which --init-from names")
-    spec = run.spec()
-    other = build_model(given, labels=spec.labels, ignored=spec.ignored, training=True)
-    run.restore_networks(other)
+    other = run.load_networks(given)
     _copy_generator(other.generator, model.generator)
     if model.encoder is not None and other.encoder is not None:
         _copy(other.encoder.weights, model.encoder.weights)

@@ -1,9 +1,11 @@
 """The one place that prints: results and progress on standard output, warnings and errors on standard error."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Self
+from typing import Self, TypeVar
+from unicodedata import category
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,6 +17,13 @@ from pix2pixhd_cli.errors import DataProblems, Interrupted, P2PHDError
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 PROBLEMS_SHOWN = 1000
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def plain(text: str) -> str:
+    """Text without markup and without what a terminal would obey: a file's name may hold anything."""
+    return escape("".join(repr(c)[1:-1] if category(c) in ("Cc", "Cs") else c for c in text))
 
 
 def be_quiet(quiet: bool) -> None:
@@ -24,12 +33,12 @@ def be_quiet(quiet: bool) -> None:
 
 def info(message: str) -> None:
     """Say one line."""
-    out.print(escape(message), soft_wrap=True)
+    out.print(plain(message), soft_wrap=True)
 
 
 def warn(message: str) -> None:
     """Say one line that the user should not miss."""
-    err.print(f"[yellow]warning:[/yellow] {escape(message)}", soft_wrap=True)
+    err.print(f"[yellow]warning:[/yellow] {plain(message)}", soft_wrap=True)
 
 
 def fail(error: P2PHDError) -> None:
@@ -39,12 +48,12 @@ def fail(error: P2PHDError) -> None:
         view.add_column("file", overflow="fold")
         view.add_column("problem", overflow="fold")
         for problem in error.problems[:PROBLEMS_SHOWN]:
-            view.add_row(escape(problem.where), escape(problem.what))
+            view.add_row(plain(problem.where), plain(problem.what))
         err.print(view)
         if len(error.problems) > PROBLEMS_SHOWN:
             err.print(f"… and {len(error.problems) - PROBLEMS_SHOWN} more")
     mark = "" if isinstance(error, Interrupted) else "[red]error:[/red] "
-    err.print(f"{mark}{escape(str(error))}", soft_wrap=True)
+    err.print(f"{mark}{plain(str(error))}", soft_wrap=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -54,7 +63,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
         numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
         view.add_column(column, justify="right" if numeric else "left")
     for row in rows:
-        view.add_row(*(escape(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in row))
+        view.add_row(*(plain(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in row))
     out.print(view)
 
 
@@ -88,6 +97,22 @@ def progress(description: str, total: int) -> Iterator[Progress]:
     with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
         bar.add_task(description, total=total, note="")
         yield bar
+
+
+@contextmanager
+def in_threads(description: str, work: Callable[[Item], Result], items: Collection[Item]) -> Iterator[Iterator[Result]]:
+    """Yield the results in the order of `items`, worked out on all cores under a bar; leaving drops what has not begun."""
+    with progress(description, len(items)) as bar, ThreadPoolExecutor() as pool:
+
+        def results() -> Iterator[Result]:
+            for result in pool.map(work, items):
+                yield result
+                bar.advance(bar.task_ids[0])
+
+        try:
+            yield results()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 class TrainingDisplay:

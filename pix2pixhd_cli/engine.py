@@ -57,3 +57,8 @@ def _silenced_standard_error() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+def reason(error: Exception) -> str:
+    """What TensorFlow says of a file that failed, such as `No space left on device`, without file and operation."""
+    return str(getattr(error, "message", error)).rpartition(";")[2].partition(" [Op:")[0].strip()

@@ -5,22 +5,43 @@ user chooses from (paper, section 3.4).
 """
 
 import hashlib
-import math
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pix2pixhd_cli.data.arrays import open_arrays, write_arrays
 from pix2pixhd_cli.data.dataset import DatasetSpec
-from pix2pixhd_cli.data.pictures import whole_file
 from pix2pixhd_cli.errors import P2PHDError
+from pix2pixhd_cli.settings import whole_number
 
+LARGEST = float(np.finfo(np.float32).max)
 RESERVED = ("random", "mean", "photo")
+# The arrays of both files: their type, and a letter for each of their sides.
+CODES = {
+    "code": ("<f4", "NC"),
+    "label": ("<i4", "N"),
+    "instance": ("<i4", "N"),
+    "stem": ("U", "N"),
+    "share": ("<f4", "N"),
+    "box": ("<i4", "N4"),
+    "split": ("U", ""),
+    "packed": ("U", ""),
+    "step": ("<i8", ""),
+}
+STYLES = {
+    "label": ("<i4", "K"),
+    "centre": ("<f4", "KC"),
+    "count": ("<i4", "K"),
+    "name": ("U", "K"),
+    "class_label": ("<i4", "L"),
+    "class_mean": ("<f4", "LC"),
+    "class_inertia": ("<f8", "L"),
+    "step": ("<i8", ""),
+}
 
 
 @dataclass(frozen=True)
@@ -44,15 +65,13 @@ class FeatureCodes:
 
     def save(self, path: Path) -> None:
         """Write `features.npz`."""
-        _save(path, {f.name: getattr(self, f.name) for f in fields(self)})
+        write_arrays(path, ((name, getattr(self, name)) for name in CODES))
 
     @classmethod
     def load(cls, path: Path) -> "FeatureCodes":
         """Read `features.npz`; raises `P2PHDError`."""
         advice = f"`p2phd encode {path.parent}` makes them"
-        return cls(
-            **_load(path, [f.name for f in fields(cls)], f"no feature codes yet ({path.name} is missing); {advice}")
-        )
+        return cls(**_load(path, CODES, f"no feature codes yet ({path.name} is missing); {advice}"))
 
 
 @dataclass(frozen=True)
@@ -86,26 +105,23 @@ class FeatureClusters:
         """Write `clusters.npz`: one row per centre, one row per class."""
         styles = list(self.classes.items())
         empty = np.zeros((0, self.channels), np.float32)
-        _save(
-            path,
-            {
-                "label": np.array([i for i, s in styles for _ in s.centres], np.int32),
-                "centre": np.concatenate([empty, *(s.centres for _, s in styles)]),
-                "count": np.array([n for _, s in styles for n in s.counts], np.int32),
-                "name": np.array([name for _, s in styles for name in s.names], np.str_),
-                "step": np.array(self.step, np.int64),
-                "class_label": np.array([i for i, _ in styles], np.int32),
-                "class_mean": np.concatenate([empty, *(s.mean[None] for _, s in styles)]),
-                "class_inertia": np.array([s.inertia for _, s in styles], np.float64),
-            },
-        )
+        arrays = {
+            "label": np.array([i for i, s in styles for _ in s.centres], np.int32),
+            "centre": np.concatenate([empty, *(s.centres for _, s in styles)]),
+            "count": np.array([n for _, s in styles for n in s.counts], np.int32),
+            "name": np.array([name for _, s in styles for name in s.names], np.str_),
+            "step": np.array(self.step, np.int64),
+            "class_label": np.array([i for i, _ in styles], np.int32),
+            "class_mean": np.concatenate([empty, *(s.mean[None] for _, s in styles)]),
+            "class_inertia": np.array([s.inertia for _, s in styles], np.float64),
+        }
+        write_arrays(path, arrays.items())
 
     @classmethod
     def load(cls, path: Path) -> "FeatureClusters":
         """Read `clusters.npz`; raises `P2PHDError`."""
-        names = ["label", "centre", "count", "name", "class_label", "class_mean", "class_inertia", "step"]
         advice = f"`p2phd cluster {path.parent}` makes them"
-        data = _load(path, names, f"no styles yet ({path.name} is missing); {advice}")
+        data = _load(path, STYLES, f"no styles yet ({path.name} is missing); {advice}")
         classes = {}
         for n, identity in enumerate(data["class_label"].tolist()):
             own = data["label"] == identity
@@ -124,13 +140,13 @@ class FeatureClusters:
         for text in texts:
             target, equals, name = text.partition("=")
             class_text, _, index_text = target.rpartition(":")
-            found = spec.class_named(class_text)
+            found, index = spec.class_named(class_text), whole_number(index_text)
             flag = f"--name {text}"
-            if not equals or not class_text or not index_text.isdecimal():
+            if not equals or not class_text or index is None:
                 raise P2PHDError(f"{flag}: write CLASS:INDEX=NAME, such as road:0=asphalt")
             if found is None or found.id not in classes:
                 raise P2PHDError(f"{flag}: {unknown_class(class_text, spec, self)}")
-            styles, index = classes[found.id], int(index_text)
+            styles = classes[found.id]
             if index >= len(styles.centres):
                 raise P2PHDError(f"{flag}: {class_text} has styles 0 … {len(styles.centres) - 1}")
             if name in RESERVED or "," in name or "=" in name or _is_number(name):
@@ -218,13 +234,13 @@ def _parse_target(
     if target == "*":
         return None, None
     prefix, _, number = target.partition(":")
-    if prefix == "instance" and number.isdecimal():
-        return None, int(number)
+    if prefix == "instance" and (identity := whole_number(number)) is not None:
+        return None, identity
     found = spec.class_named(target)
     if found is not None:
         return found.id, None
-    if target.isdecimal():
-        return None, int(target)
+    if (identity := whole_number(target)) is not None:
+        return None, identity
     raise P2PHDError(f"--feature-code {text}: {unknown_class(target, spec, clusters)}")
 
 
@@ -234,7 +250,8 @@ def _parse_choice(
     if choice in RESERVED:
         return Choice(choice)  # type: ignore[arg-type]
     parts = choice.split(",")
-    if len(parts) > 1 or (_is_number(choice) and not choice.isdecimal()):
+    index = whole_number(choice)
+    if len(parts) > 1 or (_is_number(choice) and index is None):
         if len(parts) != channels or not all(_is_number(part) for part in parts):
             raise P2PHDError(
                 f"--feature-code {text}: a code here is {channels} finite numbers, such as {','.join(['0.1'] * channels)}"
@@ -248,8 +265,8 @@ def _parse_choice(
         raise P2PHDError(f"--feature-code {text}: styles differ by class; * takes random, mean, photo or a vector")
     if class_id is not None:
         return Choice("cluster", style_index(f"--feature-code {text}", choice, clusters.classes.get(class_id)))
-    if choice.isdecimal():
-        return Choice("cluster", int(choice))  # The instance's class is known only with the picture.
+    if index is not None:
+        return Choice("cluster", index)  # The instance's class is known only with the picture.
     raise P2PHDError(f"--feature-code {text}: an instance's style is an index, random, mean, photo or a vector")
 
 
@@ -260,8 +277,9 @@ def style_index(flag: str, choice: str, styles: ClassStyles | None) -> int:
         raise P2PHDError(f"{flag}: this class has no styles (no instance of it was large enough); use mean or a vector")
     if choice in styles.names:
         return styles.names.index(choice)
-    if choice.isdecimal() and int(choice) < count:
-        return int(choice)
+    index = whole_number(choice)
+    if index is not None and index < count:
+        return index
     named = [name for name in styles.names if name]
     raise P2PHDError(
         f"{flag}: there is no style {choice!r}; there are 0 … {count - 1}{', ' if named else ''}{', '.join(named)}"
@@ -345,21 +363,25 @@ def unknown_class(text: str, spec: DatasetSpec, clusters: FeatureClusters | None
 
 def _is_number(text: str) -> bool:
     try:
-        return math.isfinite(float(text))
+        return abs(float(text)) <= LARGEST
     except ValueError:
         return False
 
 
-def _save(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    with whole_file(path) as beside, beside.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-
-
-def _load(path: Path, names: Sequence[str], missing: str) -> dict[str, Any]:
+def _load(path: Path, layout: Mapping[str, tuple[str, str]], missing: str) -> dict[str, Any]:
+    """Arrays whose types and sizes are as `layout` has them: a letter stands for one number throughout."""
+    arrays: dict[str, NDArray[Any]] = {}
+    sides = {"4": 4}
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in names}
+        with open_arrays(path) as file:
+            for name, (dtype, letters) in layout.items():
+                found = arrays[name] = file.read(name)
+                fits = found.dtype.kind == "U" if dtype == "U" else found.dtype == dtype
+                fits = fits and found.ndim == len(letters) and (dtype == "U" or bool(np.isfinite(found).all()))
+                if not fits or any(
+                    sides.setdefault(*pair) != pair[1] for pair in zip(letters, found.shape, strict=True)
+                ):
+                    raise P2PHDError(f"{path}: damaged ({name} is not what it must be); make it again")
     except FileNotFoundError:
         raise P2PHDError(f"{path.parent}: {missing}") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise P2PHDError(f"{path}: damaged ({str(error).splitlines()[0]}); make it again") from None
+    return arrays

@@ -37,6 +37,12 @@ def to_uint8(picture: NDArray[np.floating]) -> Picture:
     return np.clip(levels, 0, 255, out=levels).astype(np.uint8)
 
 
+def is_flat(picture: Picture) -> bool:
+    """Whether it is of one colour, or all but black and white."""
+    colours = picture.reshape(-1, 3)
+    return bool(np.ptp(colours, 0).max() <= 2 or ((picture == 0) | (picture == 255)).mean() > 0.99)
+
+
 def fit(picture: Picture, height: int, width: int, *, exact: bool = False) -> Picture:
     """Scale to height x width; `exact` keeps ids' colours unmixed."""
     method = Image.Resampling.NEAREST if exact else Image.Resampling.BICUBIC

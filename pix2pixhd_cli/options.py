@@ -106,7 +106,7 @@ def type_text(field: FieldInfo) -> str:
         text = ", ".join(get_args(annotation))
     else:
         text = {int: "integer", float: "number", bool: "switch", str: "text", Path: "path"}[annotation]
-    signs = {"ge": "≥", "gt": ">", "lt": "<"}
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
     bounds = [f"{signs[key]} {value}" for key, value in _bounds(field).items()]
     return " ".join([text, ", ".join(bounds)]).strip() + (", repeatable" if repeatable else "")
 
@@ -134,6 +134,7 @@ def _parameter(key: str, section: str, name: str, field: FieldInfo, own: bool) -
         rich_help_panel=_panel(section),
         show_default=bool(default_text(field)),
         min=bounds.get("ge"),
+        max=bounds.get("le"),
         metavar=_metavar(field, annotation),
     )
     kind: Any = list[annotation] if repeatable else annotation  # type: ignore[valid-type]
@@ -178,7 +179,12 @@ def _plain_type(annotation: Any) -> tuple[Any, bool]:
 def _bounds(field: FieldInfo) -> dict[str, float]:
     bounds: dict[str, float] = {}
     for item in field.metadata:
-        for key, kind in (("ge", annotated_types.Ge), ("gt", annotated_types.Gt), ("lt", annotated_types.Lt)):
+        for key, kind in (
+            ("ge", annotated_types.Ge),
+            ("gt", annotated_types.Gt),
+            ("le", annotated_types.Le),
+            ("lt", annotated_types.Lt),
+        ):
             if isinstance(item, kind):
                 bounds[key] = getattr(item, key)
     return bounds

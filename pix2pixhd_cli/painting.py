@@ -99,6 +99,8 @@ class Painter:
         scene = tf.constant(self._pad(label), tf.int32 if label.ndim == 2 else tf.uint8)[None]
         fake = self._generate_at(tuple(scene.shape))(scene, tf.constant(self._pad(ids), tf.int32)[None], features)
         picture: NDArray[np.float32] = fake[0, :height, :width].numpy()
+        if not np.isfinite(picture).all():
+            raise P2PHDError(f"{self.run.folder}: paints no numbers; choose smaller codes and gains, or train it again")
         return picture
 
     def encode(self, photo: NDArray[np.uint8] | NDArray[np.floating], instance: NDArray[np.integer]) -> InstanceCodes:

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from pix2pixhd_cli.data.arrays import DAMAGE, open_arrays
 from pix2pixhd_cli.data.state_dicts import read_state_dict
 from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.model.perceptual import Vgg
@@ -23,6 +24,8 @@ IMAGENET = "vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5"
 IMAGENET_URL = f"https://storage.googleapis.com/tensorflow/keras-applications/vgg19/{IMAGENET}"
 IMAGENET_MD5 = "253f8cb515780f3b799900260a226db6"
 WIDTHS = (64, 128, 256, 512, 512)
+LARGEST = 8 * 9 * 512 * 512  # Bytes of VGG's largest kernel in float64.
+MOST_ARRAYS = 64  # VGG19 has 38, with the layers that are not needed here.
 Arrays = dict[str, NDArray[np.floating]]
 
 
@@ -75,8 +78,8 @@ def _read(path: Path) -> tuple[Arrays, bool]:
     reader, caffe = readers[path.suffix]
     try:
         return reader(path), caffe
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise P2PHDError(f"--perceptual-weights {path}: damaged ({str(error).splitlines()[0]})") from None
+    except DAMAGE as error:
+        raise P2PHDError(f"--perceptual-weights {path}: damaged ({' '.join(str(error).split())})") from None
 
 
 def _read_h5(path: Path) -> Arrays:
@@ -84,6 +87,8 @@ def _read_h5(path: Path) -> Arrays:
 
     def visit(name: str, item: object) -> None:
         if isinstance(item, h5py.Dataset) and item.ndim in (1, 4):
+            if item.nbytes > LARGEST or len(found) == MOST_ARRAYS:
+                raise ValueError(f"{name} is larger than any of VGG's, or one too many")
             found[name] = item[()]
 
     with h5py.File(path, "r") as file:
@@ -92,8 +97,10 @@ def _read_h5(path: Path) -> Arrays:
 
 
 def _read_npz(path: Path) -> Arrays:
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name].astype(np.float32) for name in sorted(file.files, key=_natural)}
+    with open_arrays(path, "give another file") as file:
+        if len(file.names) > MOST_ARRAYS:
+            raise ValueError(f"it holds {len(file.names)} arrays")
+        return {name: file.read(name, most=LARGEST).astype(np.float32) for name in sorted(file.names, key=_natural)}
 
 
 def _read_torchvision(path: Path) -> Arrays:

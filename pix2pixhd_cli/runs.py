@@ -1,22 +1,61 @@
 """The run directory: settings, metrics, checkpoints, samples, and the model that later verbs load.
 
-run/   settings.json  dataset.json  sources.json  metrics.jsonl  checkpoints/step-00001000/  model/  samples/
+run/   settings.json  dataset.json  sources.json  metrics.jsonl  samples/
+       checkpoints/step-00001000/{networks.npz, training.npz, score.json}  model/weights.npz
+
+Every file is whole or absent, and those that a training goes on from outlive a loss of power. A checkpoint's networks and
+`model/weights.npz` are safe to take from strangers: they hold arrays, checked against the settings, and nothing else.
 """
 
+import fcntl
 import json
+import math
+import os
 import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
-from pix2pixhd_cli.data.dataset import DatasetSpec, parse_spec
-from pix2pixhd_cli.data.pictures import write_text
+from pix2pixhd_cli import console
+from pix2pixhd_cli.data.arrays import open_arrays, write_arrays
+from pix2pixhd_cli.data.dataset import DatasetSpec
+from pix2pixhd_cli.data.files import sweep, sync, write_text
 from pix2pixhd_cli.errors import P2PHDError
-from pix2pixhd_cli.model.build import Optimizers, build_model
+from pix2pixhd_cli.model.build import Optimizers, build_model, least_parameters
 from pix2pixhd_cli.model.layers import blank_weights
 from pix2pixhd_cli.model.pix2pixhd import Pix2PixHD
+from pix2pixhd_cli.sealed import read_sealed, seal, unseal
 from pix2pixhd_cli.settings import Settings, save_settings
+
+LOCK = ".lock"
+NETWORKS, TRAINING, SCORE = "networks.npz", "training.npz", "score.json"  # A checkpoint's files.
+NETWORK_NAMES = ("generator", "encoder", "discriminator")
+State = dict[str, list[tf.Variable]]  # Variables in order, by what they belong to.
+
+
+class Sources(BaseModel):
+    """`sources.json`: what a run was made from.
+
+    packed: folder of the packed data set. examples: checksum of what is in it. init_from: the run that the networks started
+    from. imported: folder of the reference's checkpoint. perceptual: name and SHA-256 of the perceptual loss's file. changes:
+    settings that were others before a step.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    packed: Path | None = None
+    examples: str | None = None
+    init_from: Path | None = None
+    imported: Path | None = None
+    perceptual: dict[str, str] | None = None
+    changes: tuple[dict[str, Any], ...] = ()
 
 
 class Run:
@@ -25,15 +64,16 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.metrics = folder / "metrics.jsonl"
-        self.model = folder / "model"
+        self.model = folder / "model" / "weights.npz"
         self.features = folder / "features.npz"
         self.clusters = folder / "clusters.npz"
+        self._unlogged = ""
 
-    def create(self, settings: Settings, spec: DatasetSpec, **sources: object) -> None:
+    def create(self, settings: Settings, spec: DatasetSpec, sources: Sources) -> None:
         """Write what a run starts with; `settings.json`, which makes it a run, comes last."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / "dataset.json", spec.model_dump_json(indent=1) + "\n")
-        self.save_sources(**sources)
+        write_text(self.folder / "dataset.json", seal(spec.model_dump(mode="json")))
+        self.save_sources(sources)
         self.save_settings(settings)
 
     def save_settings(self, settings: Settings) -> None:
@@ -43,17 +83,13 @@ class Run:
     def save_section(self, settings: Settings, section: str) -> None:
         """Change one section of the run's settings and leave what training wrote."""
         path = self.folder / "settings.json"
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = unseal(path.read_text(encoding="utf-8"))
         kept[section] = getattr(settings, section).model_dump(mode="json")
-        write_text(path, json.dumps(kept, indent=1) + "\n")
+        write_text(path, seal(kept))
 
-    def save_sources(self, **sources: object) -> None:
-        """Record where things came from, over what was recorded before: paths, checksums, names."""
-        path = self.folder / "sources.json"
-        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        for name, source in sources.items():
-            kept[name] = str(source.resolve()) if isinstance(source, Path) else source
-        write_text(path, json.dumps(kept, indent=1) + "\n")
+    def save_sources(self, sources: Sources) -> None:
+        """Record where things came from."""
+        write_text(self.folder / "sources.json", seal(sources.model_dump(mode="json")))
 
     @property
     def exists(self) -> bool:
@@ -65,150 +101,290 @@ class Run:
         path = self.folder / "dataset.json"
         if not path.exists():
             raise P2PHDError(f"{self.folder}: no trained run here (dataset.json is missing)")
-        return parse_spec(path.read_text(encoding="utf-8"), path)
+        return read_sealed(path, DatasetSpec)
 
     def packed(self) -> Path:
         """Where the packed data lay when training began."""
-        path = self.source("packed")
-        if not path:
+        path = self.sources().packed
+        if path is None:
             raise P2PHDError(f"{self.folder}: does not know its packed data set; name it after RUN")
-        if not Path(path).exists():
+        if not path.exists():
             raise P2PHDError(f"{path}: the packed data set is not there any more; if it moved, name it after RUN")
-        return Path(path)
+        return path
 
-    def init_from(self) -> Path | None:
-        """The run that this one's networks started from, if any."""
-        path = self.source("init_from")
-        return Path(path) if path else None
-
-    def source(self, name: str) -> Any:
-        """What the run recorded of one of its sources, or None."""
+    def sources(self) -> Sources:
+        """What the run was made from; raises `P2PHDError`."""
         path = self.folder / "sources.json"
         try:
-            return json.loads(path.read_text(encoding="utf-8")).get(name)
-        except (OSError, ValueError, AttributeError):
-            raise P2PHDError(f"{path}: missing or damaged") from None
+            return read_sealed(path, Sources)
+        except FileNotFoundError:
+            raise P2PHDError(f"{path}: is missing; bring it back from a copy") from None
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from writing here at the same time; the system opens the lock of one that died.
+
+        A folder that holds nothing else afterwards is taken away again. Raises `P2PHDError` naming who writes here already.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / LOCK
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            self._take(descriptor)
+            sweep(self.folder, self.model.parent, self.folder / "samples")
+            for left in self.folder.glob("checkpoints/.*.partial"):
+                shutil.rmtree(left)
+            try:
+                yield
+            finally:
+                if [found.name for found in self.folder.iterdir()] == [LOCK]:
+                    path.unlink()
+                    self.folder.rmdir()
+        finally:
+            os.close(descriptor)
+
+    def _take(self, lock: int) -> None:
+        """Lock an open file and write into it who did."""
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            who = os.pread(lock, 1000, 0).decode(errors="replace").strip() or "another process"
+            raise P2PHDError(f"{self.folder}: {who} is writing here; wait for it, or name another run") from None
+        except OSError as error:
+            console.warn(f"{self.folder}: cannot be locked ({error.strerror}); see to it that nothing else writes here")
+        with suppress(OSError):  # On a full disk the lock holds, without a name.
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether a run may be made here: there is nothing, or what a run leaves that died while it was made."""
+        ours = {LOCK, "dataset.json", "sources.json"}
+        return not self.folder.is_dir() or all(
+            path.name in ours or path.name.endswith(".partial") for path in self.folder.iterdir()
+        )
 
     def load_model(self, settings: Settings) -> Pix2PixHD:
         """Generator and encoder with their trained weights."""
         spec = self.spec()
+        if not self.model.exists():
+            raise P2PHDError(f"{self.folder}: has no trained model yet ({self.model.name} is missing); train it first")
+        _check_size(self.model, settings)
         with blank_weights():
             model = build_model(settings, labels=spec.labels, ignored=spec.ignored, training=False)
-        for name, network in model.networks.items():
-            path = self.model / f"{name}.weights.h5"
-            if not path.exists():
-                raise P2PHDError(f"{self.folder}: has no trained model yet ({path.name} is missing); train it first")
-            try:
-                network.load_weights(path)
-            except (OSError, ValueError, KeyError) as error:
-                raise P2PHDError(
-                    f"{path}: damaged, or not of this run's settings ({str(error).splitlines()[0]})"
-                ) from None
+        read_variables(self.model, network_variables(model))
         return model
 
-    def save_model(self, model: Pix2PixHD) -> None:
-        """Write what later verbs need: the weights of generator and encoder."""
-        staging = self.folder / "model.partial"
-        staging.mkdir(parents=True, exist_ok=True)
-        self.model.mkdir(exist_ok=True)
-        for name, network in model.networks.items():
-            if name != "discriminator":
-                path = staging / f"{name}.weights.h5"
-                network.save_weights(path)
-                path.replace(self.model / path.name)
-        staging.rmdir()
+    def load_networks(self, settings: Settings) -> Pix2PixHD:
+        """All networks as the newest checkpoint has them; one that it does not hold has fresh weights."""
+        spec, checkpoint = self.spec(), self._newest_checkpoint()
+        _check_size(checkpoint / NETWORKS, settings)
+        model = build_model(settings, labels=spec.labels, ignored=spec.ignored, training=True)
+        self._restore_networks(model, checkpoint)
+        return model
+
+    def save_model(self, model: Pix2PixHD, step: int = 0) -> None:
+        """Write what later verbs need: the weights of generator and encoder after a step."""
+        variables = network_variables(model)
+        variables.pop("discriminator", None)
+        _write_variables(self.model, variables, step)
+
+    def model_step(self) -> int:
+        """The step after which the model was saved."""
+        with open_arrays(self.model) as file:
+            return int(file.read("step", (), np.int64))
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
         return sorted((self.folder / "checkpoints").glob("step-[0-9]*[0-9]"))
 
-    def last_step(self) -> int:
-        """The step of the last checkpoint; 0 without one."""
-        found = self.checkpoints()
-        return int(found[-1].name.removeprefix("step-")) if found else 0
+    def save_checkpoint(self, state: State, step: int, keep: int, distance: float | None = None) -> None:
+        """Write a checkpoint beside its name and rename it, then delete all but the newest `keep` and the best.
 
-    def save_checkpoint(self, state: tf.train.Checkpoint, step: int, keep: int) -> None:
-        """Write a checkpoint beside its name, rename it, and delete all but the newest `keep`."""
+        `distance` says how good it is: less is better. What was logged before is made to last first.
+        """
         target = self.folder / "checkpoints" / f"step-{step:08d}"
         staging = target.with_name(f".{target.name}.partial")
         shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        state.write(str(staging / "state"))
-        shutil.rmtree(target, ignore_errors=True)
-        staging.replace(target)
-        for old in self.checkpoints()[:-keep]:
-            shutil.rmtree(old)
-
-    def restore_checkpoint(self, state: tf.train.Checkpoint) -> int:
-        """Restore the newest checkpoint and return its step; 0, with nothing restored, if there is none."""
-        step = self.last_step()
-        if step:
-            folder = self.checkpoints()[-1]
-            try:
-                state.read(str(folder / "state")).assert_consumed()
-            except (AssertionError, tf.errors.OpError, ValueError) as error:
-                raise P2PHDError(
-                    f"{folder}: damaged, or not of this run's settings ({str(error).splitlines()[0]})"
-                ) from None
-        return step
-
-    def restore_networks(self, model: Pix2PixHD) -> None:
-        """Restore the networks alone from the newest checkpoint; one that it does not hold keeps its weights."""
-        if not self.checkpoints():
-            raise P2PHDError(f"{self.folder}: has no checkpoint to start from; train it first")
-        folder = self.checkpoints()[-1]
         try:
-            state = network_state(model)
-            state.read(str(folder / "state")).expect_partial().assert_nontrivial_match()
-        except (AssertionError, tf.errors.OpError, ValueError) as error:
-            raise P2PHDError(f"{folder}: damaged, or not of its settings ({str(error).splitlines()[0]})") from None
+            _write_variables(staging / NETWORKS, {name: state[name] for name in NETWORK_NAMES if name in state}, step)
+            _write_variables(
+                staging / TRAINING, {name: state[name] for name in state if name not in NETWORK_NAMES}, step
+            )
+            write_text(staging / SCORE, seal({"distance": distance}))
+            if self._unlogged:
+                self._write_log()
+            if self.metrics.exists():
+                sync(self.metrics)
+            sync(self.folder)
+            _delete(target)
+            staging.replace(target)
+            sync(target.parent)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        for old in set(self.checkpoints()[:-keep]) - {self.best_checkpoint()}:
+            _delete(old)
+
+    def best_checkpoint(self) -> Path | None:
+        """The checkpoint of the smallest distance, the newest of several; None if no distances are known."""
+        least = self.best_distance()
+        return max((path for path in self.checkpoints() if _distance(path) == least is not None), default=None)
+
+    def best_distance(self) -> float | None:
+        """The smallest distance of a checkpoint, if any are known."""
+        known = [distance for path in self.checkpoints() if (distance := _distance(path)) is not None]
+        return min(known, default=None)
+
+    def restore_checkpoint(self, state: State) -> int:
+        """Restore the newest whole checkpoint and return its step; 0, with nothing restored, if there is none.
+
+        Damaged ones are told of and deleted once an older one is found to be whole. Raises `P2PHDError` if none is.
+        """
+        damaged: list[Path] = []
+        for folder in reversed(self.checkpoints()):
+            try:
+                read_variables(folder / NETWORKS, {name: state[name] for name in NETWORK_NAMES if name in state})
+                read_variables(folder / TRAINING, {name: state[name] for name in state if name not in NETWORK_NAMES})
+            except (P2PHDError, FileNotFoundError) as error:
+                console.warn(f"{error}" if isinstance(error, P2PHDError) else f"{folder}: is not whole")
+                damaged.append(folder)
+                continue
+            for path in damaged:
+                _delete(path)
+            return _step_of(folder)
+        if damaged:
+            raise P2PHDError(f"{self.folder}: no checkpoint is whole; train a new run, or bring one back")
+        return 0
 
     @property
     def has_discriminator(self) -> bool:
         """Whether the newest checkpoint holds one; an imported run may have come without."""
-        found = self.checkpoints()
-        return bool(found) and any(
-            n.startswith("discriminator/") for n, _ in tf.train.list_variables(str(found[-1] / "state"))
-        )
+        return "discriminator" in _networks_held(self._newest_checkpoint())
+
+    def choose_model(self, model: Pix2PixHD, which: Literal["newest", "best"]) -> None:
+        """Make the newest or the best checkpoint's networks those that later verbs work with; `model` takes their weights."""
+        checkpoint = self.best_checkpoint() if which == "best" else None
+        checkpoint = checkpoint or self._newest_checkpoint()
+        if not self.model.exists() or self.model_step() != _step_of(checkpoint):
+            self._restore_networks(model, checkpoint)
+            self.save_model(model, _step_of(checkpoint))
+            console.info(f"{self.folder}: later verbs now work with step {_step_of(checkpoint)}")
+
+    def _restore_networks(self, model: Pix2PixHD, checkpoint: Path) -> None:
+        held = _networks_held(checkpoint)
+        read_variables(checkpoint / NETWORKS, {n: v for n, v in network_variables(model).items() if n in held})
+
+    def _newest_checkpoint(self) -> Path:
+        if not self.checkpoints():
+            raise P2PHDError(f"{self.folder}: has no checkpoint to start from; train it first")
+        return self.checkpoints()[-1]
 
     def start_metrics(self, step: int) -> None:
         """Drop what was logged after `step`, so that a resumed run logs every step once."""
         if not self.metrics.exists():
             return
-        lines = [line for line in self.metrics.read_text(encoding="utf-8").splitlines() if line]
-        write_text(self.metrics, "".join(f"{line}\n" for line in lines if _step(line) <= step))
+        lines = [line for line in self.metrics.read_bytes().splitlines() if _step(line) <= step]
+        write_text(self.metrics, "".join(f"{line.decode()}\n" for line in lines))
 
     def log(self, values: dict[str, Any]) -> None:
-        """Append a line to `metrics.jsonl`."""
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+        """Append a line to `metrics.jsonl`; one that could not be written goes with the next, or with the next checkpoint."""
+        self._unlogged += json.dumps(values) + "\n"
+        self._write_log()
+
+    def _write_log(self) -> None:
+        with self.metrics.open("ab") as file:
+            end = file.tell()
+            try:
+                file.write(self._unlogged.encode())
+                file.flush()
+            except OSError:
+                os.truncate(self.metrics, end)
+                raise
+        self._unlogged = ""
 
     def sample(self, step: int) -> Path:
         """Where the sample picture of a step goes."""
         return self.folder / "samples" / f"step-{step:08d}.png"
 
 
-def checkpoint_state(model: Pix2PixHD, optimizers: Optimizers) -> tf.train.Checkpoint:
+def checkpoint_state(model: Pix2PixHD, optimizers: Optimizers) -> State:
     """Everything that a training needs to go on exactly."""
-    named = {
-        f"{name}_optimizer": optimizer for name, optimizer in optimizers._asdict().items() if optimizer is not None
-    }
-    pool = {"pool": model.pool} if model.pool is not None else {}
-    return tf.train.Checkpoint(**_variables(model), **named, **pool)
+    state = network_variables(model)
+    for name, optimizer in optimizers._asdict().items():
+        if optimizer is not None:
+            state[f"{name}_optimizer"] = [variable.value for variable in optimizer.variables]
+    return state | ({"pool": [model.pool.history, model.pool.seen]} if model.pool is not None else {})
 
 
-def network_state(model: Pix2PixHD) -> tf.train.Checkpoint:
-    """The networks' weights alone."""
-    return tf.train.Checkpoint(**_variables(model))
-
-
-def _variables(model: Pix2PixHD) -> dict[str, list[tf.Variable]]:
-    """Every network's weights as plain lists: a checkpoint does not look into the lists of layers that Keras keeps."""
+def network_variables(model: Pix2PixHD) -> State:
+    """The weights of each network."""
     return {name: [weight.value for weight in network.weights] for name, network in model.networks.items()}
 
 
-def _step(line: str) -> float:
+def _write_variables(path: Path, state: State, step: int) -> None:
+    """Write the step and every variable as NAME/NUMBER; raises `P2PHDError` rather than writing what is no number."""
+
+    def arrays() -> Iterator[tuple[str, NDArray[Any]]]:
+        yield "step", np.array(step, np.int64)
+        for name, variables in state.items():
+            for number, variable in enumerate(variables):
+                value = variable.numpy()
+                if not np.isfinite(value).all():
+                    raise P2PHDError(
+                        f"{path}: not written, for the {name.replace('_', ' ')} holds values that are no numbers"
+                    )
+                yield f"{name}/{number:03d}", value
+
+    write_arrays(path, arrays())
+
+
+def read_variables(path: Path, state: State) -> None:
+    """Assign to every variable; raises `P2PHDError` if the file holds others."""
+    with open_arrays(path, "it is not of this run's settings, or must come back from a copy") as file:
+        wanted = {f"{name}/{number:03d}": v for name, variables in state.items() for number, v in enumerate(variables)}
+        for name, variable in wanted.items():
+            variable.assign(file.read(name, tuple(variable.shape), variable.dtype.as_numpy_dtype))
+
+
+def _check_size(path: Path, settings: Settings) -> None:
+    """Compare a file of weights with what the settings ask for, before memory is taken for that."""
+    if path.exists() and path.stat().st_size < 4 * least_parameters(settings):
+        raise P2PHDError(f"{path}: is too small for networks of this run's settings; one of both is damaged")
+
+
+def _networks_held(checkpoint: Path) -> set[str]:
+    """The networks whose weights a checkpoint has."""
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+        with open_arrays(checkpoint / NETWORKS) as file:
+            return {name.partition("/")[0] for name in file.names if "/" in name}
+    except FileNotFoundError:
+        raise P2PHDError(f"{checkpoint / NETWORKS}: is missing") from None
+
+
+def _delete(checkpoint: Path) -> None:
+    """Take a checkpoint's name away before its files, so that none is ever half there."""
+    if checkpoint.exists():
+        going = checkpoint.with_name(f".{checkpoint.name}.deleted.partial")
+        shutil.rmtree(going, ignore_errors=True)
+        checkpoint.replace(going)
+        shutil.rmtree(going)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def _distance(checkpoint: Path) -> float | None:
+    """A checkpoint's score, if it has one."""
+    try:
+        found = unseal((checkpoint / SCORE).read_text(encoding="utf-8"))["distance"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, float) and math.isfinite(found) else None
+
+
+def _step(line: bytes) -> float:
+    try:
+        return float(json.loads(line.decode())["step"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return float("inf")  # A line cut short is dropped.

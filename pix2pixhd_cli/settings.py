@@ -16,7 +16,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from pix2pixhd_cli.errors import P2PHDError, SettingsError
+from pix2pixhd_cli.errors import P2PHDError, SettingsError, naming
+from pix2pixhd_cli.sealed import seal, unseal
 
 ENV_PREFIX = "P2PHD_"
 Values = dict[str, dict[str, Any]]  # section -> field -> value
@@ -34,10 +35,15 @@ class Size(NamedTuple):
 
 def parse_size(text: str) -> Size:
     """Read `HEIGHTxWIDTH`, both at least 1; raises `ValueError` otherwise."""
-    height, cross, width = text.partition("x")
-    if not cross or not height.isdecimal() or not width.isdecimal() or not int(height) or not int(width):
+    height, _, width = (whole_number(part) for part in text.partition("x"))
+    if not height or not width:
         raise ValueError(f"{text!r} is not HEIGHTxWIDTH, such as 512x1024")
-    return Size(int(height), int(width))
+    return Size(height, width)
+
+
+def whole_number(text: str) -> int | None:
+    """The number that a text of up to 18 digits is; None for any other text."""
+    return int(text) if text.isdecimal() and len(text) <= 18 else None
 
 
 def _checked_size(text: str) -> str:
@@ -53,6 +59,9 @@ def _split_commas(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()]
 
 
+MOST_PIXELS = 1 << 28  # 16,384 x 16,384.
+MOST_SIDE = 1 << 16
+MOST_EPOCHS = 1_000_000
 SizeText = Annotated[str, AfterValidator(_checked_size)]
 Ids = Annotated[tuple[Annotated[int, Field(ge=0, le=65535)], ...], NoDecode, BeforeValidator(_split_commas)]
 Strings = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)]
@@ -73,12 +82,12 @@ class PrepareSettings(Section):
         "(or SPLIT_A, SPLIT_B) folders of the public code, or two named folders.",
     )
     width: int | None = Field(
-        None, examples=[1024], ge=1, description="Scale every example to this width, keeping its ratio."
+        None, examples=[1024], ge=1, le=MOST_SIDE, description="Scale every example to this width, keeping its ratio."
     )
     size: SizeText | None = Field(
         None, examples=["512x1024"], description="Scale every example to HEIGHTxWIDTH; the ratio may change."
     )
-    multiple: int = Field(32, ge=1, description="Sides go to the nearest multiple of this.")
+    multiple: int = Field(32, ge=1, le=MOST_SIDE, description="Sides go to the nearest multiple of this.")
     limit: int | None = Field(None, examples=[100], ge=1, description="Take only the first N examples of each split.")
     classes: Path | None = Field(
         None,
@@ -111,6 +120,7 @@ class PrepareSettings(Section):
         examples=["instances"],
         description="Layout pairs: the folder of instance maps; instances, if there is one.",
     )
+    max_pixels: int = Field(MOST_PIXELS, ge=1, description="Refuse larger pictures, before they are decoded.")
 
 
 class PackSettings(Section):
@@ -118,7 +128,7 @@ class PackSettings(Section):
 
     split: Strings = Field((), description="Split to pack; all of them by default. Repeatable.")
     shards: int | None = Field(
-        None, examples=[8], ge=1, description="Shards per split; by default one for every 256 MiB."
+        None, examples=[8], ge=1, le=99_999, description="Shards per split; by default one for every 256 MiB."
     )
 
 
@@ -131,6 +141,7 @@ class GeneratorSettings(Section):
     filters: int = Field(
         64,
         ge=1,
+        le=1024,
         description="Filters at full resolution; the paper's local enhancer has 32, and so 64 in the global generator.",
     )
     norm: Literal["instance", "batch"] = Field("instance", description="Normalisation of all networks.")
@@ -139,18 +150,20 @@ class GeneratorSettings(Section):
         description="How resolution is doubled: transposed convolutions, or resizing, against checkerboards.",
     )
     boundary: bool = Field(True, description="Show the networks the boundary map beside the classes.")
-    downsamplings: int = Field(4, ge=1, description="Times the global generator halves the resolution.")
-    blocks: int = Field(9, ge=0, description="Residual blocks at the lowest resolution.")
-    enhancers: int = Field(1, ge=1, description="Local enhancers, each doubling the resolution (kind local).")
-    local_blocks: int = Field(3, ge=0, description="Residual blocks of each local enhancer (kind local).")
+    downsamplings: int = Field(4, ge=1, le=10, description="Times the global generator halves the resolution.")
+    blocks: int = Field(9, ge=0, le=100, description="Residual blocks at the lowest resolution.")
+    enhancers: int = Field(1, ge=1, le=4, description="Local enhancers, each doubling the resolution (kind local).")
+    local_blocks: int = Field(3, ge=0, le=100, description="Residual blocks of each local enhancer (kind local).")
 
 
 class DiscriminatorSettings(Section):
     """The multiscale PatchGAN discriminators (paper, section 3.2)."""
 
-    filters: int = Field(64, ge=1, description="Filters of the first layer.")
-    layers: int = Field(3, ge=1, description="Strided layers after the first.")
-    scales: int = Field(2, ge=1, description="Discriminators, each seeing half the resolution of the one before.")
+    filters: int = Field(64, ge=1, le=1024, description="Filters of the first layer.")
+    layers: int = Field(3, ge=1, le=10, description="Strided layers after the first.")
+    scales: int = Field(
+        2, ge=1, le=10, description="Discriminators, each seeing half the resolution of the one before."
+    )
 
 
 class EncoderSettings(Section):
@@ -161,9 +174,9 @@ class EncoderSettings(Section):
         examples=[True],
         description="Train an encoder; by default where there are photos and instances or classes to pool.",
     )
-    filters: int = Field(16, ge=1, description="Filters of the first layer.")
-    downsamplings: int = Field(4, ge=1, description="Times the resolution is halved.")
-    channels: int = Field(3, ge=1, description="Numbers in a feature code.")
+    filters: int = Field(16, ge=1, le=1024, description="Filters of the first layer.")
+    downsamplings: int = Field(4, ge=1, le=10, description="Times the resolution is halved.")
+    channels: int = Field(3, ge=1, le=64, description="Numbers in a feature code.")
     pooling: Literal["instance", "label"] = Field(
         "instance", description="What shares one code: an instance, or all regions of a class in a picture."
     )
@@ -192,19 +205,22 @@ class LossSettings(Section):
 class TrainSettings(Section):
     """The length, order and pace of training."""
 
-    epochs: int = Field(100, ge=1, description="Epochs at the full learning rate.")
-    decay_epochs: int = Field(100, ge=0, description="Epochs after those, over which the learning rate falls linearly.")
+    epochs: int = Field(100, ge=1, le=MOST_EPOCHS, description="Epochs at the full learning rate.")
+    decay_epochs: int = Field(
+        100, ge=0, le=MOST_EPOCHS, description="Epochs after those, over which the learning rate falls linearly."
+    )
     fixed_global_epochs: int = Field(
         0, ge=0, description="Of those, first train the outermost local enhancer alone for so many epochs."
     )
-    batch_size: int = Field(1, ge=1, description="Examples per step.")
+    batch_size: int = Field(1, ge=1, le=1 << 16, description="Examples per step.")
     learning_rate: float = Field(2e-4, gt=0, description="Adam's learning rate.")
     beta1: float = Field(0.5, ge=0, lt=1, description="Adam's first moment decay.")
-    seed: int = Field(0, ge=0, description="Seed of weights, order, flips and crops.")
+    seed: int = Field(0, ge=0, lt=1 << 32, description="Seed of weights, order, flips and crops.")
     split: str = Field("train", description="Split to train on.")
     pool_size: int = Field(
         0,
         ge=0,
+        le=1_000_000,
         description="Show the discriminator fakes from a history of so many, half of the time; 0 for the newest.",
     )
     flip: bool = Field(True, description="Mirror half of the examples, chosen anew each epoch.")
@@ -221,7 +237,16 @@ class TrainSettings(Section):
     log_every: int = Field(50, ge=1, description="Steps between lines in metrics.jsonl.")
     sample_every: int = Field(1000, ge=1, description="Steps between sample pictures.")
     checkpoint_every: int = Field(1000, ge=1, description="Steps between checkpoints.")
-    keep_checkpoints: int = Field(2, ge=1, description="Checkpoints to keep; older ones are deleted.")
+    checkpoint_minutes: float = Field(
+        30, ge=0, description="Minutes between checkpoints, at the most; 0 for steps alone."
+    )
+    keep_checkpoints: int = Field(
+        2, ge=1, description="Newest checkpoints to keep, beside the best; others are deleted."
+    )
+    model: Literal["newest", "best"] = Field(
+        "newest",
+        description="The checkpoint that later verbs work with; the best one's samples are nearest to their photos.",
+    )
     tensorboard: bool = Field(False, description="Also write TensorBoard logs (extra: tensorboard).")
 
 
@@ -268,6 +293,7 @@ class GenerateSettings(Section):
     photo: Path | None = Field(
         None, examples=["photos"], description="Photo, or a folder of them paired by name, for the photo's own codes."
     )
+    max_pixels: int = Field(1 << 25, ge=1, description="Refuse larger pictures, before memory is taken for them.")
 
 
 class Settings(BaseSettings):
@@ -302,8 +328,12 @@ class Settings(BaseSettings):
 
 # Settings that shape the networks: a later verb or a resumed training takes them from the run and from nowhere else.
 NETWORK_SECTIONS = ("generator", "discriminator", "encoder")
-# Settings that decide which example comes when: a resumed training cannot change them either.
-ORDER_FIELDS = ("batch_size", "seed", "split", "flip", "crop")
+# Settings of training and losses that a resumed training may change; it would not end where it would have with others.
+# The perceptual loss's file may move, as long as it is the same.
+CHANGEABLE = (
+    "epochs", "decay_epochs", "perceptual_weights", "recompute", "log_every", "sample_every", "checkpoint_every",
+    "checkpoint_minutes", "keep_checkpoints", "model", "tensorboard",
+)  # fmt: skip
 SAVED_SECTIONS = (*NETWORK_SECTIONS, "loss", "train", "cluster")
 
 
@@ -348,7 +378,7 @@ def load_settings(
     """Merge, strongest first: `typed` (flags), the environment, `config` (TOML), the settings of `run`, the defaults.
 
     Raises `SettingsError` for anything unknown, of the wrong type or out of range, and for a setting that contradicts
-    `run`: its networks always, with `resume` also the order of its examples.
+    `run`: its networks always, with `resume` all that decides where it ends.
     """
     layers = read_layers(typed, config, run)
     settings = merge(layers)
@@ -386,6 +416,12 @@ def merge(layers: list[Layer]) -> Settings:
         raise SettingsError("; ".join(_explain(problem, layers) for problem in error.errors())) from None
 
 
+def changes(old: Settings, new: Settings) -> dict[str, tuple[object, object]]:
+    """What a resumed training changes: each flag with its old value and its new one."""
+    pairs = {field: (getattr(old.train, field), getattr(new.train, field)) for field in CHANGEABLE}
+    return {flag_name("train", field, own=True): pair for field, pair in pairs.items() if pair[0] != pair[1]}
+
+
 def source_of(layers: list[Layer], section: str, field: str) -> str:
     """Name the source that decided a setting: a flag, variable or file by name, or `default`."""
     for layer in layers:
@@ -396,7 +432,7 @@ def source_of(layers: list[Layer], section: str, field: str) -> str:
 
 def save_settings(settings: Settings) -> str:
     """The JSON that a run keeps: the sections that training and clustering read."""
-    return json.dumps(settings.model_dump(mode="json", include=set(SAVED_SECTIONS)), indent=1) + "\n"
+    return seal(settings.model_dump(mode="json", include=set(SAVED_SECTIONS)))
 
 
 def _read_environment() -> Values:
@@ -417,23 +453,21 @@ def _read_toml(path: Path) -> Values:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SettingsError(f"--config {path}: no such file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SettingsError(f"--config {path}: {error}") from None
 
 
 def _read_run(run: Path) -> Values:
     path = run / "settings.json"
     try:
-        values: Values = json.loads(path.read_text(encoding="utf-8"))
+        with naming(path):
+            return unseal(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise P2PHDError(
             f"{run}: no trained run here (settings.json is missing); `p2phd train PACKED {run}` makes one"
         ) from None
     except ValueError as error:
         raise P2PHDError(f"{path}: damaged ({error})") from None
-    if not isinstance(values, dict):
-        raise P2PHDError(f"{path}: damaged (it holds no settings)")
-    return values
 
 
 def _explain(problem: Any, layers: list[Layer]) -> str:
@@ -461,7 +495,8 @@ def _refuse_contradictions(layers: list[Layer], resume: bool) -> None:
     run = merge(layers[-1:])
     asked = merge(layers)
     fixed = [(section, field) for section, field, _ in fields() if section in NETWORK_SECTIONS]
-    fixed += [("train", field) for field in ORDER_FIELDS] if resume else []
+    if resume:
+        fixed += [(s, field) for s, field, _ in fields() if s in ("loss", "train") and field not in CHANGEABLE]
     for section, field in fixed:
         have, want = (getattr(getattr(one, section), field) for one in (run, asked))
         if have != want:

@@ -4,29 +4,31 @@ import math
 import shlex
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from types import FrameType
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
-from pix2pixhd_cli import images
+from pix2pixhd_cli import console, images
 from pix2pixhd_cli.boundary import boundary_map
 from pix2pixhd_cli.console import TrainingDisplay
-from pix2pixhd_cli.data.batches import training_batches
-from pix2pixhd_cli.data.dataset import Example
+from pix2pixhd_cli.data.batches import plan_epoch, training_batches
 from pix2pixhd_cli.data.pictures import write_picture
 from pix2pixhd_cli.data.records import PackedSplit
-from pix2pixhd_cli.errors import Interrupted, P2PHDError
+from pix2pixhd_cli.errors import Interrupted, P2PHDError, interrupted
 from pix2pixhd_cli.model.build import build_optimizers, side_multiple
 from pix2pixhd_cli.model.pix2pixhd import Batch, Losses, Pix2PixHD
 from pix2pixhd_cli.runs import Run, checkpoint_state
 from pix2pixhd_cli.settings import Settings, TrainSettings, parse_size
 
 SAMPLES = 4
+FLAT_SAMPLES = 3  # So many samples of one colour in a row are worth a warning.
 ALIASES = ("Identity", "IdentityN", "InplaceUpdate", "Reshape")  # Operations whose results are no maps of their own.
 
 
@@ -35,6 +37,15 @@ def learning_rate(settings: TrainSettings, epoch: int) -> float:
     if epoch <= settings.epochs:
         return settings.learning_rate
     return settings.learning_rate * (1 - (epoch - 1 - settings.epochs) / settings.decay_epochs)
+
+
+class Sample(NamedTuple):
+    """An example as it is shown and judged: label and instance map, and fake and photo, float32 [H, W, 3] in [-1, 1]."""
+
+    label: NDArray[np.integer]
+    instance: NDArray[np.integer]
+    fake: NDArray[np.float32]
+    photo: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -90,7 +101,7 @@ def stopping_in_good_order() -> Iterator[Stop]:
 
 
 class Trainer:
-    """A model with its optimisers, its data and its run."""
+    """A model with its optimisers and its data."""
 
     def __init__(self, model: Pix2PixHD, split: PackedSplit, settings: Settings) -> None:
         self.model = model
@@ -102,6 +113,7 @@ class Trainer:
             height, width = parse_size(settings.train.crop) if settings.train.crop else sizes(split)[0]
             model.add_pool(settings.train.pool_size, height, width, settings.train.seed)
         self.state = checkpoint_state(model, self.optimizers)
+        self._flat_samples = self._saved = 0
         generator, discriminator, outermost = self.optimizers
 
         def train_step(fixed_global: bool, batch: Batch) -> Losses:
@@ -131,68 +143,134 @@ class Trainer:
             yield step, (step - 1) // per_epoch + 1, Batch(*batch)
 
     def step(self, batch: Batch, epoch: int) -> dict[str, float]:
-        """Train on one batch, as the epoch's phase has it, and return its losses by name."""
-        losses: Losses = self._steps[epoch <= self.settings.train.fixed_global_epochs](batch)
+        """Train on one batch, as the epoch's phase has it, and return its losses by name.
+
+        Raises `P2PHDError` naming the first loss that is no number, with the weights as they were.
+        """
+        try:
+            losses: Losses = self._steps[epoch <= self.settings.train.fixed_global_epochs](batch)
+        except tf.errors.InvalidArgumentError:
+            losses = self.model.losses(batch)
+            for name, value in losses._asdict().items():
+                if not np.isfinite(value):
+                    raise P2PHDError(f"{name} is {float(value)}") from None
+            raise
         return {name: float(value) for name, value in losses._asdict().items()}
 
     def fit(self, run: Run, start: int) -> None:
-        """Train from the step after `start` to the end; raises `Interrupted` once the user's wish to stop is met."""
-        chosen = self.settings.train
+        """Train from the step after `start` to the end; raises `Interrupted` once the user's wish to stop is met.
+
+        What cannot be written, because the disk is full or gone, is told and tried again at the next save. Raises `P2PHDError`
+        for a loss that is no number, and if the last save of all fails.
+        """
+        self._saved, steps = start, self.schedule.steps
         run.start_metrics(start)
-        summaries = _summary_writer(run) if chosen.tensorboard else None
-        if not start:
-            self.sample(run, 0)
-        with (
-            stopping_in_good_order() as stop,
-            TrainingDisplay(self.schedule.steps, self.schedule.epochs, start) as display,
-        ):
-            step = saved = start
-            for step, epoch, batch in self.batches(start):
-                began = time.perf_counter()
-                rate = learning_rate(chosen, epoch)
-                for optimizer in filter(None, self.optimizers):
-                    optimizer.learning_rate.assign(rate)
-                losses = self.step(batch, epoch)
-                _check_finite(losses, step, saved)
-                display.update(step, epoch, losses, len(batch.photo))
-                if step % chosen.log_every == 0 or step in (1, self.schedule.steps):
-                    seconds = round(time.perf_counter() - began, 4)
-                    run.log({"step": step, "epoch": epoch} | losses | {"learning_rate": rate, "seconds": seconds})
-                    _summarise(summaries, step, losses)
-                if step % chosen.sample_every == 0 or step == self.schedule.steps:
-                    self.sample(run, step)
-                if step % chosen.checkpoint_every == 0 or step == self.schedule.steps or stop.signal:
-                    self.save(run, step)
-                    saved = step
-                if stop.signal:
-                    break
+        going_on = shlex.join(["p2phd", "train", str(self.split.packed), str(run.folder), "--resume"])
+        try:
+            with stopping_in_good_order() as stop, TrainingDisplay(steps, self.schedule.epochs, start) as display:
+                step = self._train_on(run, start, stop, display)
+        except KeyboardInterrupt as leave:
+            raise interrupted(leave, f"stopped at once; `{going_on}` goes on after step {self._saved}") from None
+        if self._saved < step:
+            raise P2PHDError(
+                f"{run.folder}: steps {self._saved + 1} to {step} could not be saved; make room, and train them again with "
+                f"`{going_on}`"
+            )
         if stop.signal:
             raise Interrupted(
-                f"stopped and saved at step {saved} of {self.schedule.steps}; go on with "
-                f"`{shlex.join(['p2phd', 'train', str(self.split.packed), str(run.folder), '--resume'])}`",
-                128 + stop.signal,
+                f"stopped and saved at step {step} of {steps}; go on with `{going_on}`", 128 + stop.signal
             )
 
+    def _train_on(self, run: Run, start: int, stop: Stop, display: TrainingDisplay) -> int:
+        """Train, log, sample and save until the end or until asked to stop; returns the last step."""
+        chosen, last, step = self.settings.train, self.schedule.steps, start
+        summaries = _summary_writer(run) if chosen.tensorboard else None
+        saved_at = time.monotonic()
+        if not start:
+            _tried(0, self.sample, run, 0)
+        for step, epoch, batch in self.batches(start):
+            began = time.perf_counter()
+            self._set_rate(epoch)
+            losses = self._step_or_stop(batch, step, epoch)
+            display.update(step, epoch, losses, len(batch.photo))
+            if step % chosen.log_every == 0 or step in (1, last):
+                line = {"step": step, "epoch": epoch, **losses, "learning_rate": learning_rate(chosen, epoch)}
+                _tried(step, run.log, line | {"seconds": round(time.perf_counter() - began, 4)})
+                _summarise(summaries, step, losses)
+            if step % chosen.sample_every == 0 or step == last:
+                _tried(step, self.sample, run, step)
+            late = chosen.checkpoint_minutes and time.monotonic() - saved_at >= 60 * chosen.checkpoint_minutes
+            if step % chosen.checkpoint_every == 0 or step == last or late or stop.signal:
+                self._saved = step if _tried(step, self.save, run, step) else self._saved
+                saved_at = time.monotonic()
+            if stop.signal:
+                break
+        return step
+
+    def _set_rate(self, epoch: int) -> None:
+        for optimizer in filter(None, self.optimizers):
+            optimizer.learning_rate.assign(learning_rate(self.settings.train, epoch))
+
+    def _step_or_stop(self, batch: Batch, step: int, epoch: int) -> dict[str, float]:
+        """A step; a loss that is no number ends the training, with the step and the examples named."""
+        try:
+            return self.step(batch, epoch)
+        except P2PHDError as error:
+            kept = f"the checkpoint of step {self._saved} is kept" if self._saved else "nothing was saved yet"
+            raise P2PHDError(
+                f"step {step}: {error}, on {', '.join(self.stems(step))}; {kept}. Look at these examples, or train a new run "
+                "with a smaller --learning-rate, from this one with --init-from"
+            ) from None
+
+    def stems(self, step: int) -> list[str]:
+        """The examples that a step sees."""
+        chosen, per_epoch = self.settings.train, self.schedule.steps_per_epoch
+        epoch, place = (step - 1) // per_epoch + 1, (step - 1) % per_epoch * chosen.batch_size
+        order = plan_epoch(len(self.split), chosen.seed, epoch, flip=chosen.flip).record
+        return [self.split.entries[number].stem for number in order[place : place + chosen.batch_size]]
+
     def save(self, run: Run, step: int) -> None:
-        """Write the model for later verbs, and a checkpoint to go on from."""
-        run.save_model(self.model)
-        run.save_checkpoint(self.state, step, self.settings.train.keep_checkpoints)
+        """Write a checkpoint to go on from, and the model for later verbs."""
+        chosen = self.settings.train
+        distance = self.distance()
+        best = run.best_distance()
+        if chosen.model == "newest" or best is None or distance <= best:
+            run.save_model(self.model, step)
+        run.save_checkpoint(self.state, step, chosen.keep_checkpoints, distance)
+
+    def distance(self) -> float:
+        """Mean L1 distance of the samples' fakes from their photos, in [0, 2]: the checkpoint of the least is the best."""
+        return float(np.mean([np.abs(sample.fake - sample.photo).mean() for sample in self._samples()]))
 
     def sample(self, run: Run, step: int) -> None:
         """Write label map, boundary map, fake and photo of the same few examples."""
-        rows = [self._sample_row(self.split.example(number)) for number in range(min(SAMPLES, len(self.split)))]
+        rows, flat = [], 0
+        for sample in self._samples():
+            fake, photo = (images.to_uint8(picture) for picture in (sample.fake, sample.photo))
+            colours = images.colour_labels(sample.label, self.split.spec.dataset.classes)
+            rows.append([colours, images.from_mask(boundary_map(sample.instance)), fake, photo])
+            flat += images.is_flat(fake) and not images.is_flat(photo)
         scale = max(1, 256 // rows[0][0].shape[1])
-        write_picture(run.sample(step), images.grid(rows, ["label", "boundary", "fake", "photo"], scale=scale))
+        sheet = images.grid(rows, ["label", "boundary", "fake", "photo"], scale=scale)
+        self._flat_samples = self._flat_samples + 1 if step and flat == len(rows) else 0
+        if self._flat_samples == FLAT_SAMPLES:
+            console.warn(
+                f"step {step}: the last {FLAT_SAMPLES} samples are of one colour, or black and white; the networks have stopped "
+                "to learn: look at the samples, and train a new run with a smaller --learning-rate"
+            )
+        write_picture(run.sample(step), sheet)
 
-    def _sample_row(self, example: Example) -> list[images.Picture]:
-        assert example.photo is not None
+    def _samples(self) -> Iterator[Sample]:
+        """The first few examples with their fakes."""
         multiple = side_multiple(self.settings)
-        height, width = (side // multiple * multiple for side in example.instance.shape)
-        label, instance, photo = (a[:height, :width] for a in (example.label, example.instance, example.photo))
-        batch = Batch(label[None], instance[None], photo[None].astype(np.float32) / 127.5 - 1)
-        fake = self._reconstruct(Batch(*map(tf.constant, batch)))[0].numpy()
-        colours = images.colour_labels(label, self.split.spec.dataset.classes)
-        return [colours, images.from_mask(boundary_map(instance)), images.to_uint8(fake), photo.astype(np.uint8)]
+        for number in range(min(SAMPLES, len(self.split))):
+            example = self.split.example(number)
+            assert example.photo is not None
+            height, width = (side // multiple * multiple for side in example.instance.shape)
+            label, instance, photo = (a[:height, :width] for a in (example.label, example.instance, example.photo))
+            batch = Batch(label[None], instance[None], photo[None].astype(np.float32) / 127.5 - 1)
+            fake = self._reconstruct(Batch(*map(tf.constant, batch)))[0].numpy()
+            yield Sample(label, instance, fake, batch.photo[0])
 
     def measure(self, steps: int = 3) -> float:
         """Median seconds per step over a few real ones, after one for the graph. Changes the weights."""
@@ -227,12 +305,17 @@ def estimate_memory(model: Pix2PixHD, batch_size: int, height: int, width: int) 
     return activations + 4 * weights
 
 
-def _check_finite(losses: dict[str, float], step: int, saved: int) -> None:
-    """Stop before weights that are no numbers are saved over good ones."""
-    for name, value in losses.items():
-        if not math.isfinite(value):
-            kept = f"the checkpoint of step {saved} is kept" if saved else "nothing was saved yet"
-            raise P2PHDError(f"step {step}: {name} is {value}; {kept}. Try a smaller --learning-rate")
+def _tried(step: int, write: Callable[..., None], *arguments: object) -> bool:
+    """Whether something could be written; if not, the user hears of it."""
+    try:
+        write(*arguments)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        console.warn(
+            f"step {step}: {where}{error.strerror or error}; not written. Training goes on, and tries again at the next save"
+        )
+        return False
+    return True
 
 
 def _bytes(tensor: tf.Tensor) -> int:

@@ -16,7 +16,9 @@ from pix2pixhd_cli import engine
 engine.start()
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
-from toy_city import draw_city  # noqa: E402
+from kill_harness import COMMANDS as COMMANDS  # noqa: E402
+from kill_harness import kill_all as kill_all  # noqa: E402
+from toy_city import draw_city as draw_city  # noqa: E402
 
 from pix2pixhd_cli.cli import main  # noqa: E402
 from pix2pixhd_cli.settings import Settings  # noqa: E402

@@ -33,10 +33,7 @@ def local_settings(**sections: dict[str, object]) -> Settings:
 
 def built(run: Path) -> Pix2PixHD:
     """A run's networks as its last checkpoint has them."""
-    folder = Run(run)
-    model = build_model(load_settings(run=run), labels=35, ignored=(255,), training=True)
-    folder.restore_networks(model)
-    return model
+    return Run(run).load_networks(load_settings(run=run))
 
 
 @pytest.fixture(scope="module")

@@ -24,11 +24,11 @@ FLOORS = [
     {"training", "painting", "coarse_to_fine"},
     {"features", "runs", "images", "perceptual_weights", "reference"},
     {"model", "data"},
-    {"console", "engine", "boundary", "settings"},
+    {"console", "engine", "boundary", "sealed", "settings"},
     {"errors", "__init__"},
 ]
 HEAVY = {"tensorflow", "keras", "numpy", "sklearn", "scipy", "PIL"}
-LEAN = ["cli", "options", "settings", "errors", "console", "engine"]
+LEAN = ["cli", "options", "settings", "errors", "console", "engine", "sealed"]
 
 
 def room(module: str) -> str:

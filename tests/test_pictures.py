@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from pix2pixhd_cli.data import pictures
+from pix2pixhd_cli.data.files import whole_file, write_text
 from pix2pixhd_cli.data.pictures import PictureError
 from tests.conftest import save
 
@@ -91,9 +92,9 @@ def test_truncated_pictures(tmp_path: Path) -> None:
 
 
 def test_a_file_is_whole_or_absent(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), pictures.whole_file(tmp_path / "a.txt") as beside:
+    with pytest.raises(RuntimeError), whole_file(tmp_path / "a.txt") as beside:
         beside.write_text("half")
         raise RuntimeError
     assert not list(tmp_path.iterdir())
-    pictures.write_text(tmp_path / "sub" / "a.txt", "whole")
+    write_text(tmp_path / "sub" / "a.txt", "whole")
     assert [p.name for p in (tmp_path / "sub").iterdir()] == ["a.txt"]

@@ -1,13 +1,14 @@
 """Batches for training: every example once an epoch, in an order that is a function of seed and epoch alone."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from pix2pixhd_cli.data.records import PackedSplit, parse
+from pix2pixhd_cli.data.records import PackedSplit, decode_photo
+from pix2pixhd_cli.errors import P2PHDError
 
 
 class Plan(NamedTuple):
@@ -40,7 +41,8 @@ def training_batches(
     holds what is left.
 
     label is int32 [B, H, W] (uint8 [B, H, W, 3] for RGB inputs), instance int32 [B, H, W], photo float32 [B, H, W, 3] in
-    [-1, 1]. All maps of an example are flipped and cropped alike.
+    [-1, 1]. All maps of an example are flipped and cropped alike. Raises `P2PHDError` for a damaged record and `OSError` for a
+    lost one.
     """
 
     def plan(epoch: NDArray[np.int64]) -> Plan:
@@ -48,13 +50,20 @@ def training_batches(
         start = skip * batch_size if epoch == epochs.start else 0
         return Plan(record[start:], flips[start:], crops[start:])
 
-    def read(number: NDArray[np.int64]) -> bytes:
-        return split.read(int(number))
+    failures: list[Exception] = []  # TensorFlow tells of them in pages.
+
+    def read(number: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.int32], bytes]:
+        try:
+            return split.load(int(number))
+        except (P2PHDError, OSError) as error:
+            failures.append(error)
+            raise
 
     def load(number: tf.Tensor, mirrored: tf.Tensor, corner: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        record = tf.numpy_function(read, [number], tf.string, stateful=False)
-        fields = parse(tf.ensure_shape(record, []), split.rgb)
-        maps = [fields["label"], fields["instance"], fields["photo"]]
+        kind = tf.uint8 if split.rgb else tf.int32
+        label, instance, photo = tf.numpy_function(read, [number], (kind, tf.int32, tf.string), stateful=False)
+        label = tf.ensure_shape(label, [None, None, 3] if split.rgb else [None, None])
+        maps = [label, tf.ensure_shape(instance, [None, None]), decode_photo(tf.ensure_shape(photo, []))]
         if crop is not None:
             maps = [_crop(array, crop, corner) for array in maps]
         maps = [
@@ -68,7 +77,13 @@ def training_batches(
         examples = tf.data.Dataset.from_tensor_slices(tuple(rows))
         return examples.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).batch(batch_size)
 
-    return iter(tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(of_epoch).prefetch(2))
+    try:
+        yield from tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(of_epoch).prefetch(2)
+    except tf.errors.OpError as error:
+        if failures:
+            raise failures[0] from None
+        what = error.message.splitlines()[0]
+        raise P2PHDError(f"{split.packed}: a record of {split.split!r} is damaged ({what}); pack again") from None
 
 
 def _crop(array: tf.Tensor, size: tuple[int, int], corner: tf.Tensor) -> tf.Tensor:

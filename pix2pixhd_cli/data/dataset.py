@@ -5,15 +5,18 @@ dataset/   dataset.json   SPLIT/{label,instance,boundary,photo}/STEM.png
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pix2pixhd_cli.data.labels import LabelClass, find_class
-from pix2pixhd_cli.data.pictures import read_instance_map, read_label_map, read_photo
+from pix2pixhd_cli.data.files import PlainName
+from pix2pixhd_cli.data.labels import MAX_CLASSES, LabelClass, find_class
+from pix2pixhd_cli.data.pictures import PictureError, read_instance_map, read_label_map, read_photo
 from pix2pixhd_cli.errors import P2PHDError
+from pix2pixhd_cli.sealed import read_sealed
+from pix2pixhd_cli.settings import MOST_PIXELS, MOST_SIDE
 
 InputKind = Literal["labels", "rgb"]
 
@@ -23,10 +26,18 @@ class ExampleEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    stem: str
-    height: int
-    width: int
-    photo: str | None
+    stem: PlainName
+    height: int = Field(ge=1, le=MOST_SIDE)
+    width: int = Field(ge=1, le=MOST_SIDE)
+    photo: Literal[".png", ".jpg"] | None
+
+    @model_validator(mode="after")
+    def _check_pixels(self) -> Self:
+        if self.height * self.width > MOST_PIXELS:
+            raise ValueError(
+                f"is {self.height}x{self.width}; prepared pictures have {MOST_PIXELS:,} pixels at the most"
+            )
+        return self
 
 
 class DatasetSpec(BaseModel):
@@ -45,11 +56,11 @@ class DatasetSpec(BaseModel):
     format: Literal[1] = 1
     input: InputKind = "labels"
     classes: tuple[LabelClass, ...]
-    labels: int
+    labels: int = Field(ge=0, le=MAX_CLASSES)
     ignored: tuple[int, ...]
     has_instances: bool
-    splits: dict[str, tuple[ExampleEntry, ...]]
-    pixels: dict[str, dict[int, int]]
+    splits: dict[PlainName, tuple[ExampleEntry, ...]]
+    pixels: dict[PlainName, dict[int, int]]
 
     def entries(self, split: str) -> tuple[ExampleEntry, ...]:
         """The examples of a split; raises `P2PHDError` if there is no such split or it is empty."""
@@ -86,21 +97,11 @@ def read_spec(folder: Path) -> DatasetSpec:
     """Read `dataset.json` of a data set or a run; raises `P2PHDError`."""
     path = folder / "dataset.json"
     try:
-        return parse_spec(path.read_text(encoding="utf-8"), path)
+        return read_sealed(path, DatasetSpec)
     except FileNotFoundError:
         raise P2PHDError(
             f"{folder}: no prepared data set here (dataset.json is missing); `p2phd prepare` makes one"
         ) from None
-
-
-def parse_spec(text: str, path: Path) -> DatasetSpec:
-    """Validate a data set's description; `path` names it in the error."""
-    try:
-        return DatasetSpec.model_validate_json(text)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise P2PHDError(f"{path}: damaged or of another version ({where}: {problem['msg']})") from None
 
 
 def map_path(dataset: Path, split: str, kind: Literal["label", "instance", "boundary"], stem: str) -> Path:
@@ -117,11 +118,15 @@ def read_example(dataset: Path, spec: DatasetSpec, split: str, entry: ExampleEnt
     """Read one example whole; raises `PictureError`."""
     label_file = map_path(dataset, split, "label", entry.stem)
     photo_file = photo_path(dataset, split, entry)
+    sides = (entry.height, entry.width)
     label = read_photo(label_file) if spec.input == "rgb" else read_label_map(label_file)
-    instance = (
-        read_instance_map(map_path(dataset, split, "instance", entry.stem)) if spec.has_instances else whole(label)
-    )
-    return Example(entry.stem, label, instance, read_photo(photo_file) if photo_file is not None else None)
+    instance_file = map_path(dataset, split, "instance", entry.stem)
+    instance = read_instance_map(instance_file) if spec.has_instances else whole(label)
+    photo = read_photo(photo_file) if photo_file is not None else None
+    for path, array in ((label_file, label), (instance_file, instance), (photo_file, photo)):
+        if path is not None and array is not None and array.shape[:2] != sides:
+            raise PictureError(path, f"is not {sides[0]}x{sides[1]}, as dataset.json has it; prepare again")
+    return Example(entry.stem, label, instance, photo)
 
 
 def whole(label: NDArray[np.integer]) -> NDArray[np.int32]:

@@ -1,6 +1,7 @@
 """Class tables, palettes, remapping, connected components: everything about what ids mean."""
 
 import csv
+import json
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,10 +12,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pix2pixhd_cli.data.pictures import PictureError
 from pix2pixhd_cli.errors import P2PHDError
+from pix2pixhd_cli.settings import MOST_PIXELS, whole_number
 
 MAX_CLASSES = 1024
 MAX_ID = 65535
+FARTHEST = 1 << 20  # Pixels that a polygon may reach beyond its picture.
 Level = Annotated[int, Field(ge=0, le=255)]
 Colour = tuple[Level, Level, Level]
 
@@ -84,7 +88,7 @@ def read_class_table(path: Path) -> tuple[LabelClass, ...]:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
         raise P2PHDError(f"--classes {path}: {where} {problem['input']!r}: {problem['msg']}") from None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, csv.Error) as error:
         raise P2PHDError(f"--classes {path}: is no class table ({str(error).splitlines()[0]})") from None
     _check_classes(path, classes)
     return classes
@@ -128,9 +132,10 @@ def parse_remap(texts: Iterable[str]) -> dict[int, int]:
     mapping = {}
     for text in texts:
         old, _, new = text.partition("=")
-        if not (old.isdecimal() and new.isdecimal()) or max(int(old), int(new)) > MAX_ID:
+        ids = whole_number(old), whole_number(new)
+        if ids[0] is None or ids[1] is None or max(ids[0], ids[1]) > MAX_ID:
             raise P2PHDError(f"--remap {text}: write OLD=NEW with two ids of 0 … {MAX_ID}, such as --remap 34=255")
-        mapping[int(old)] = int(new)
+        mapping[ids[0]] = ids[1]
     return mapping
 
 
@@ -190,7 +195,19 @@ def components(label: NDArray[np.uint16], classes: Iterable[int]) -> NDArray[np.
     return instance
 
 
-def draw_polygons(document: Any, classes: Iterable[LabelClass]) -> tuple[NDArray[np.uint16], NDArray[np.int32]]:
+def read_polygons(
+    path: Path, classes: Iterable[LabelClass], most: int = MOST_PIXELS
+) -> tuple[NDArray[np.uint16], NDArray[np.int32]]:
+    """Label and instance map from a file, as `draw_polygons` draws them; raises `PictureError`."""
+    try:
+        return draw_polygons(json.loads(path.read_text(encoding="utf-8")), classes, most)
+    except (OSError, ValueError, RecursionError) as error:
+        raise PictureError(path, str(error)) from None
+
+
+def draw_polygons(
+    document: Any, classes: Iterable[LabelClass], most: int = MOST_PIXELS
+) -> tuple[NDArray[np.uint16], NDArray[np.int32]]:
     """Label and instance map from a `*_gtFine_polygons.json`; raises `ValueError` for what it does not know.
 
     Objects are drawn in file order; `deleted` ones and the licence plate are skipped; a group takes its class's id; each
@@ -198,7 +215,9 @@ def draw_polygons(document: Any, classes: Iterable[LabelClass]) -> tuple[NDArray
     """
     by_name = {c.name: c for c in classes}
     try:
-        size = int(document["imgWidth"]), int(document["imgHeight"])
+        size = width, height = int(document["imgWidth"]), int(document["imgHeight"])
+        if min(size) < 1 or width * height > most:
+            raise ValueError(f"is {height}x{width}; pictures have one to {most:,} pixels, see --max-pixels")
         label, instance = Image.new("I", size, 0), Image.new("I", size, 0)
         counts: dict[str, int] = {}
         for thing in document["objects"]:
@@ -213,10 +232,12 @@ def draw_polygons(document: Any, classes: Iterable[LabelClass]) -> tuple[NDArray
             if found.thing and not group:
                 identity = found.id * 1000 + counts.get(found.name, 0)
                 counts[found.name] = counts.get(found.name, 0) + 1
-            outline = [(x, y) for x, y in thing["polygon"]]
+            outline = [(float(x), float(y)) for x, y in thing["polygon"]]
+            if not all(abs(side) < FARTHEST for point in outline for side in point):
+                raise ValueError(f"a corner of {name!r} is nowhere near the picture")
             ImageDraw.Draw(label).polygon(outline, fill=found.id)
             ImageDraw.Draw(instance).polygon(outline, fill=identity)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"is not a Cityscapes polygon file ({error})") from None
     return np.asarray(label).astype(np.uint16), np.asarray(instance).astype(np.int32)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pix2pixhd_cli.data.dataset import InputKind
+from pix2pixhd_cli.data.files import check_plain_name
 from pix2pixhd_cli.errors import P2PHDError, Problem
 
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
@@ -123,6 +124,11 @@ def _pair(tree: RawTree, split: str, files: dict[str, dict[str, Path]]) -> None:
         if stem not in inputs:
             tree.problems.append(Problem(str(path), f"instance map without a label map of the stem {stem}"))
     for stem, path in sorted(inputs.items()):
+        try:
+            check_plain_name(split), check_plain_name(stem)
+        except ValueError as error:
+            tree.problems.append(Problem(str(path), f"its name or its split's {error}; rename it"))
+            continue
         if files["photo"] and split == "train" and stem not in files["photo"]:
             tree.problems.append(Problem(str(path), f"label map without a photo: no photo has the stem {stem}"))
         found = {kind: paths[stem] for kind, paths in files.items() if stem in paths}

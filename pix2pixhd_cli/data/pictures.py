@@ -1,10 +1,11 @@
-"""Reading label maps, instance maps and photos strictly, and writing files so that they are whole or absent.
+"""Reading label maps, instance maps and photos strictly, and writing them.
+
+Every reader takes `most`, the pixels that a picture may have, and compares before it decodes.
 
 Pillow happily drops a 16-bit instance map to 8 bits or turns colours into ids; these readers refuse instead. Every
 reader raises `PictureError`, which names the file and what is wrong with it.
 """
 
-import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -16,8 +17,12 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
+from pix2pixhd_cli.data.files import whole_file
 from pix2pixhd_cli.errors import P2PHDError
+from pix2pixhd_cli.settings import MOST_PIXELS
 
+Image.MAX_IMAGE_PIXELS = None  # The readers here compare for themselves.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # All that is opened: others may start programs.
 LOSSY = ("JPEG", "MPO", "WEBP")
 INTEGER_MODES = ("1", "L", "P", "I;16", "I;16B", "I;16L", "I")
 # Pillow stretches grey levels of fewer than 8 bits to 0 … 255; dividing gives the ids back.
@@ -33,9 +38,9 @@ class PictureError(P2PHDError):
         self.what = what
 
 
-def read_label_map(path: Path) -> NDArray[np.uint16]:
+def read_label_map(path: Path, most: int = MOST_PIXELS) -> NDArray[np.uint16]:
     """Read class ids, uint16 [H, W]; palette pictures are read as indices."""
-    with _opened(path) as picture:
+    with _opened(path, most) as picture:
         _refuse_lossy(path, picture, "a label map")
         if picture.mode not in INTEGER_MODES:
             raise PictureError(
@@ -51,18 +56,18 @@ def read_label_map(path: Path) -> NDArray[np.uint16]:
         return ids.astype(np.uint16)
 
 
-def read_colour_map(path: Path) -> NDArray[np.uint8]:
+def read_colour_map(path: Path, most: int = MOST_PIXELS) -> NDArray[np.uint8]:
     """Read a label map drawn in colours, uint8 [H, W, 3]."""
-    with _opened(path) as picture:
+    with _opened(path, most) as picture:
         _refuse_lossy(path, picture, "a label map")
         if picture.mode not in ("RGB", "RGBA", "P"):
             raise PictureError(path, f"is a {picture.mode} picture without colours; leave --palette out")
         return np.asarray(picture.convert("RGB"))
 
 
-def read_instance_map(path: Path, *, deep: bool = False) -> NDArray[np.int32]:
+def read_instance_map(path: Path, most: int = MOST_PIXELS, *, deep: bool = False) -> NDArray[np.int32]:
     """Read instance ids, int32 [H, W]. `deep` refuses 8-bit files, in which Cityscapes' ids cannot be."""
-    with _opened(path) as picture:
+    with _opened(path, most) as picture:
         _refuse_lossy(path, picture, "an instance map")
         if picture.mode == "RGBA" and picture.info.get("p2phd") == "ids32":
             return np.ascontiguousarray(np.asarray(picture)).view("<i4")[..., 0]
@@ -73,9 +78,9 @@ def read_instance_map(path: Path, *, deep: bool = False) -> NDArray[np.int32]:
         return _ids(path, picture).astype(np.int32)
 
 
-def read_photo(path: Path) -> NDArray[np.uint8]:
+def read_photo(path: Path, most: int = MOST_PIXELS) -> NDArray[np.uint8]:
     """Read an 8-bit RGB photo, uint8 [H, W, 3]."""
-    with _opened(path) as picture:
+    with _opened(path, most) as picture:
         if "16" in _raw_mode(picture) or picture.mode in ("I", "I;16", "F"):
             raise PictureError(path, "has 16 bits per channel; save the photo with 8")
         if picture.mode != "RGB":
@@ -101,25 +106,7 @@ def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
     _write_png(path, Image.fromarray(picture))
 
 
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a name beside `path` to write to; it becomes `path` if all goes well and is gone if not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield beside
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    with whole_file(path) as beside:
-        beside.write_text(text, encoding="utf-8")
-
-
-def _write_png(path: Path, picture: Image.Image, ids32: bool = False) -> None:
+def _write_png(path: Path, picture: Image.Image, *, ids32: bool = False) -> None:
     note = PngInfo()
     if ids32:
         note.add_text("p2phd", "ids32")
@@ -128,10 +115,15 @@ def _write_png(path: Path, picture: Image.Image, ids32: bool = False) -> None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open and decode a picture; what Pillow raises becomes a `PictureError`."""
+def _opened(path: Path, most: int) -> Iterator[Image.Image]:
+    """Open and decode a picture of `most` pixels or fewer; what Pillow raises becomes a `PictureError`."""
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=FORMATS) as picture:
+            if picture.width * picture.height > most:
+                what = f"is {picture.height}x{picture.width}, more than {most:,} pixels"
+                raise PictureError(path, f"{what}; if that is right, raise --max-pixels")
+            if picture.format == "PNG":
+                _check_png(path)
             raw_mode = _raw_mode(picture)
             picture.load()
             picture.info["raw_mode"] = raw_mode
@@ -152,6 +144,21 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         Image.DecompressionBombError,
     ) as error:
         raise PictureError(path, f"cannot be read, it is truncated or damaged ({error})") from None
+
+
+def _check_png(path: Path) -> None:
+    """Compare the checksum of every chunk: Pillow passes over those of pixels. Raises `ValueError`."""
+    with path.open("rb") as file:
+        file.seek(8)
+        while head := file.read(8):
+            (length,) = struct.unpack(">I", head[:4])
+            if length > path.stat().st_size:
+                raise ValueError("a part of it claims to be longer than the file")
+            data, checksum = file.read(length), file.read(4)
+            if zlib.crc32(head[4:] + data) != int.from_bytes(checksum, "big"):
+                raise ValueError("a checksum in it is wrong")
+            if head[4:] == b"IEND":
+                return
 
 
 def _raw_mode(picture: Image.Image) -> str:

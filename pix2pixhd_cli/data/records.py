@@ -7,20 +7,26 @@ A record is complete in itself: `stem`, `height`, `width`, `label` and `instance
 """
 
 import hashlib
+import io
+import math
 import struct
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
 
-from pix2pixhd_cli.data.dataset import DatasetSpec, Example
-from pix2pixhd_cli.errors import P2PHDError
+from pix2pixhd_cli.data.dataset import DatasetSpec, Example, ExampleEntry
+from pix2pixhd_cli.data.files import PlainName
+from pix2pixhd_cli.errors import P2PHDError, naming
+from pix2pixhd_cli.sealed import read_sealed
 
 # A TFRecord is a length (uint64), its checksum (uint32), the data and the data's checksum (uint32).
 HEADER, FOOTER = 12, 4
@@ -31,9 +37,9 @@ class Shard(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    file: str
-    records: int
-    bytes: int
+    file: PlainName
+    records: int = Field(ge=0)
+    bytes: int = Field(ge=0)
     sha256: str
 
 
@@ -43,7 +49,7 @@ class PackSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[1] = 1
-    shards: dict[str, tuple[Shard, ...]]
+    shards: dict[PlainName, tuple[Shard, ...]]
     dataset: DatasetSpec
 
 
@@ -78,39 +84,51 @@ def serialise(example: Example, photo: bytes) -> bytes:
     return record
 
 
-def parse(record: tf.Tensor, rgb: bool) -> dict[str, tf.Tensor]:
-    """Decode one record inside a graph.
+def unpack(record: bytes, entry: ExampleEntry, rgb: bool) -> tuple[NDArray[Any], NDArray[np.int32], bytes]:
+    """Label map, int32 [H, W] (uint8 [H, W, 3] for RGB inputs), instance map, int32 [H, W], and the photo's file, or nothing.
 
-    Returns stem (string), label (int32 [H, W], or uint8 [H, W, 3] for RGB inputs), instance (int32 [H, W]) and photo (uint8
-    [H, W, 3], or [0, 0, 3] where there is none).
+    Raises `ValueError` for a record that is not as `entry` has it, before it takes more memory than that needs.
     """
-    texts = {name: tf.io.FixedLenFeature([], tf.string) for name in ("stem", "label", "instance", "photo")}
-    numbers = {name: tf.io.FixedLenFeature([], tf.int64) for name in ("height", "width")}
-    fields = tf.io.parse_single_example(record, texts | numbers)
-    shape = tf.stack([fields["height"], fields["width"]])
-    label = tf.io.decode_raw(tf.io.decode_compressed(fields["label"], "ZLIB"), tf.uint8 if rgb else tf.uint16)
-    instance = tf.io.decode_raw(tf.io.decode_compressed(fields["instance"], "ZLIB"), tf.int32)
-    photo = tf.cond(
-        tf.strings.length(fields["photo"]) > 0,
-        lambda: tf.io.decode_image(fields["photo"], channels=3, expand_animations=False),
-        lambda: tf.zeros([0, 0, 3], tf.uint8),
-    )
-    return {
-        "stem": fields["stem"],
-        "label": tf.reshape(label, tf.concat([shape, [3]], 0)) if rgb else tf.cast(tf.reshape(label, shape), tf.int32),
-        "instance": tf.reshape(instance, shape),
-        "photo": tf.ensure_shape(photo, [None, None, 3]),
-    }
+    try:
+        found = tf.train.Example.FromString(record).features.feature
+        stem, label, instance, photo = (
+            found[name].bytes_list.value[0] for name in ("stem", "label", "instance", "photo")
+        )
+    except (DecodeError, IndexError):
+        raise ValueError("it is no record") from None
+    if stem != entry.stem.encode() or bool(photo) != (entry.photo is not None):
+        raise ValueError(f"it is not the record of {entry.stem}")
+    sides = (entry.height, entry.width)
+    if photo:
+        with Image.open(io.BytesIO(photo), formats=["PNG", "JPEG"]) as picture:
+            if picture.size != sides[::-1]:
+                raise ValueError(f"its photo is {picture.height}x{picture.width} instead of {sides[0]}x{sides[1]}")
+    ids = _inflate(label, (*sides, 3), np.uint8) if rgb else _inflate(label, sides, "<u2").astype(np.int32)
+    return ids, _inflate(instance, sides, "<i4"), photo
+
+
+def _inflate(data: bytes, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """Decompress just as much as an array of this shape has; raises `ValueError`."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    stream = zlib.decompressobj()
+    try:
+        values = stream.decompress(data, size)
+        whole = len(values) == size and not stream.decompress(stream.unconsumed_tail, 1) and stream.eof
+    except zlib.error:
+        whole = False
+    if not whole:
+        raise ValueError("a map in it is damaged, or of another size")
+    return np.frombuffer(values, dtype).reshape(shape)
 
 
 class PackedSplit:
     """A split of a packed data set, with its records in any order.
 
-    Records lie in the order of the data set's entries, so that `entries[n]` describes record n. `verify` compares every
-    shard's checksum first.
+    Records lie in the order of the data set's entries, so that `entries[n]` describes record n. Every shard's checksum is
+    compared first.
     """
 
-    def __init__(self, packed: Path, split: str, *, verify: bool = False) -> None:
+    def __init__(self, packed: Path, split: str) -> None:
         self.packed = packed
         self.split = split
         self.spec = read_pack_spec(packed)
@@ -120,7 +138,7 @@ class PackedSplit:
         self.files = [packed / shard.file for shard in self.spec.shards[split]]
         self.places: list[Place] = []
         for number, (shard, path) in enumerate(zip(self.spec.shards[split], self.files, strict=True)):
-            _check_shard(path, shard, verify)
+            _check_shard(path, shard)
             self.places += _index(path, number, shard.records)
         if len(self.places) != len(self.entries):
             raise P2PHDError(f"{packed}: pack.json and the shards of {split!r} disagree; pack again")
@@ -148,33 +166,41 @@ class PackedSplit:
         """One checksum for the whole split."""
         return hashlib.sha256("".join(s.sha256 for s in self.spec.shards[self.split]).encode()).hexdigest()
 
-    def read(self, number: int) -> bytes:
-        """The bytes of record `number`."""
+    def load(self, number: int) -> tuple[NDArray[Any], NDArray[np.int32], bytes]:
+        """Record `number` as `unpack` gives it; raises `P2PHDError`."""
         place = self.places[number]
-        with self.files[place.shard].open("rb") as file:
+        with naming(self.files[place.shard]), self.files[place.shard].open("rb") as file:
             file.seek(place.offset)
-            return file.read(place.length)
+            record = file.read(place.length)
+        try:
+            return unpack(record, self.entries[number], self.rgb)
+        except (ValueError, OSError, SyntaxError) as error:  # Pillow's are among them.
+            raise P2PHDError(
+                f"{self.packed}: record {number} of {self.split!r} is damaged ({error}); pack again"
+            ) from None
 
     def example(self, number: int) -> Example:
-        """Record `number` as arrays."""
+        """Record `number` as arrays; raises `P2PHDError`."""
+        label, instance, photo = self.load(number)
         try:
-            fields = parse(tf.constant(self.read(number)), self.rgb)
-        except tf.errors.OpError as error:
-            raise P2PHDError(f"{self.packed}: record {number} of {self.split!r} is damaged; pack again") from error
-        photo: NDArray[np.uint8] = fields["photo"].numpy()
-        return Example(
-            self.entries[number].stem,
-            fields["label"].numpy(),
-            fields["instance"].numpy(),
-            photo if photo.size else None,
-        )
+            pixels = decode_photo(photo).numpy() if photo else None
+        except tf.errors.OpError:
+            raise P2PHDError(
+                f"{self.packed}: the photo in record {number} of {self.split!r} is damaged; pack again"
+            ) from None
+        return Example(self.entries[number].stem, label, instance, pixels)
+
+
+def decode_photo(photo: tf.Tensor) -> tf.Tensor:
+    """A photo's pixels, uint8 [H, W, 3]."""
+    return tf.ensure_shape(tf.io.decode_image(photo, channels=3, expand_animations=False), [None, None, 3])
 
 
 def read_pack_spec(packed: Path) -> PackSpec:
     """Read `pack.json`; raises `P2PHDError`."""
     path = packed / "pack.json"
     try:
-        return PackSpec.model_validate_json(path.read_text(encoding="utf-8"))
+        return read_sealed(path, PackSpec)
     except FileNotFoundError:
         advice = (
             "this is a data set, `p2phd pack` it first"
@@ -182,28 +208,28 @@ def read_pack_spec(packed: Path) -> PackSpec:
             else "`p2phd pack` makes one"
         )
         raise P2PHDError(f"{packed}: no packed data set here (pack.json is missing); {advice}") from None
-    except (ValidationError, NotADirectoryError) as error:
-        raise P2PHDError(f"{path}: damaged or of another version ({str(error).splitlines()[0]})") from None
 
 
-def _check_shard(path: Path, shard: Shard, verify: bool) -> None:
+def _check_shard(path: Path, shard: Shard) -> None:
     if not path.exists():
         raise P2PHDError(f"{path}: this shard is missing; pack again")
     if path.stat().st_size != shard.bytes:
         raise P2PHDError(f"{path}: has {path.stat().st_size} bytes instead of {shard.bytes}; pack again")
-    if verify:
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-                raise P2PHDError(f"{path}: is damaged, its checksum is not the one in pack.json; pack again")
+    with naming(path), path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+            raise P2PHDError(f"{path}: is damaged, its checksum is not the one in pack.json; pack again")
 
 
 def _index(path: Path, shard: int, records: int) -> list[Place]:
     """Where each record lies, from the lengths alone."""
-    places, offset = [], 0
-    with path.open("rb") as file:
-        for _ in range(records):
+    places: list[Place] = []
+    offset, end = 0, path.stat().st_size
+    with naming(path), path.open("rb") as file:
+        while offset + HEADER + FOOTER <= end and len(places) < records:
             file.seek(offset)
             (length,) = struct.unpack("<Q", file.read(HEADER)[:8])
             places.append(Place(shard, offset + HEADER, length))
             offset += HEADER + length + FOOTER
+    if len(places) != records or offset != end:
+        raise P2PHDError(f"{path}: does not hold {records} records; pack again")
     return places

@@ -1,17 +1,18 @@
 """The reference's files, read without PyTorch and without running anything in them.
 
 A `.pth` is a pickle of a state dict beside its tensors' bytes, in a zip archive since PyTorch 1.6 and in a row before. The reader
-builds numpy arrays and knows just the few names that a state dict needs; any other name in the file is refused unrun. The same
-holds for the pickled dicts in `features.npy` and `features_clustered_*.npy`.
+builds numpy arrays and knows just the few names that a state dict needs, all of them stand-ins that hold numbers; any other name
+in the file is refused unrun. The same holds for the pickled dicts in `features.npy` and `features_clustered_*.npy`. What a file
+claims is compared with its size before memory is taken, and no value of it counts more than twice.
 """
 
-import codecs
 import collections
 import io
+import math
 import pickle
+import pickletools
 import struct
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pix2pixhd_cli.data.arrays import DAMAGE, read_header
 from pix2pixhd_cli.errors import P2PHDError
 
 STORAGES = {
@@ -28,12 +30,8 @@ STORAGES = {
     "LongStorage": "<i8",
     "IntStorage": "<i4",
 }
-# What a damaged file makes the standard library raise, beside refusals.
-DAMAGE = (
-    OSError, ValueError, KeyError, EOFError, IndexError, TypeError, AttributeError, struct.error, OverflowError,
-    MemoryError, RuntimeError, zlib.error,
-)  # fmt: skip
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+LONGEST_PICKLE = 64 << 20  # Bytes; the reference's take some ten thousand.
 StateDict = dict[str, NDArray[np.floating]]
 
 
@@ -75,6 +73,16 @@ class _Reader(pickle.Unpickler):
         return _Storage(str(key), dtype, length)
 
 
+def _unpickle(file: io.BytesIO, names: dict[tuple[str, str], Any]) -> Any:
+    """The next pickle in `file`, once its operations are found to be whole and to number no more than there are."""
+    start, most = file.tell(), len(file.getbuffer())
+    for operation, argument, _ in pickletools.genops(file):
+        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) > most:
+            raise pickle.UnpicklingError("it numbers more objects than it can hold")
+    file.seek(start)
+    return _Reader(file, names).load()
+
+
 def _view(storage: _Storage, offset: int, shape: Any, strides: Any, *_: Any) -> _View:
     return _View(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
 
@@ -95,6 +103,7 @@ def read_state_dict(path: Path) -> StateDict:
             views, values = _read_zip(path)
         else:
             views, values = _read_legacy(path)
+        _refuse_repetition(views)
         return {str(name): _array(view, values) for name, view in views.items() if isinstance(view, _View)}
     except FileNotFoundError:
         raise P2PHDError(f"{path}: no such file") from None
@@ -110,34 +119,54 @@ def _read_zip(path: Path) -> tuple[dict[str, Any], Callable[[_Storage], bytes]]:
         if name is None:
             raise ValueError("there is no data.pkl in it")
         root = name.removesuffix("data.pkl")
-        views = _Reader(io.BytesIO(archive.read(name)), STATE_DICT_NAMES).load()
+        if archive.getinfo(name).file_size > LONGEST_PICKLE:
+            raise ValueError(f"its pickle claims {archive.getinfo(name).file_size} bytes")
+        views = _unpickle(io.BytesIO(archive.read(name)), STATE_DICT_NAMES)
         keys = {view.storage.key for view in views.values() if isinstance(view, _View)}
-        contents = {key: archive.read(f"{root}data/{key}") for key in keys}
+        entries = {key: archive.getinfo(f"{root}data/{key}") for key in keys}
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
+            raise ValueError("its tensors are compressed, which PyTorch's never are")
+        if sum(entry.file_size for entry in entries.values()) > path.stat().st_size:
+            raise ValueError("its tensors claim to be larger than it is")
+        contents = {key: archive.read(entry) for key, entry in entries.items()}
     return views, lambda storage: contents[storage.key]
 
 
 def _read_legacy(path: Path) -> tuple[dict[str, Any], Callable[[_Storage], bytes]]:
     """Before PyTorch 1.6: four pickles (magic, version, system, state dict), the storages' keys, and their bytes in turn."""
     with path.open("rb") as file:
-        if _Reader(file, {}).load() != LEGACY_MAGIC:
+        head = io.BytesIO(file.read(min(LONGEST_PICKLE, path.stat().st_size)))
+        if _unpickle(head, {}) != LEGACY_MAGIC:
             raise ValueError("it is not a PyTorch file")
         for _ in range(2):
-            _Reader(file, {}).load()
-        views = _Reader(file, STATE_DICT_NAMES).load()
-        keys = _Reader(file, {}).load()
+            _unpickle(head, {})
+        views, keys = _unpickle(head, STATE_DICT_NAMES), _unpickle(head, {})
+        file.seek(head.tell())
         storages = {view.storage.key: view.storage for view in views.values() if isinstance(view, _View)}
         contents = {}
         for key in keys:
             (length,) = struct.unpack("<q", file.read(8))
-            contents[key] = file.read(length * np.dtype(storages[key].dtype).itemsize)
+            size = length * np.dtype(storages[key].dtype).itemsize
+            if not 0 <= size <= path.stat().st_size:
+                raise ValueError(f"it claims a tensor of {size} bytes")
+            contents[key] = file.read(size)
     return views, lambda storage: contents[storage.key]
+
+
+def _refuse_repetition(views: dict[str, Any]) -> None:
+    """Tensors may share their storages' values, but not grow them beyond twice."""
+    tensors = [view for view in views.values() if isinstance(view, _View)]
+    stored = sum(storage.length for storage in {view.storage for view in tensors})
+    if sum(math.prod(view.shape) for view in tensors) > 2 * stored:
+        raise ValueError("its tensors claim more values than it holds")
 
 
 def _array(view: _View, values: Callable[[_Storage], bytes]) -> NDArray[np.floating]:
     """Cut a tensor out of its storage, with every index within it."""
     flat = np.frombuffer(values(view.storage), view.storage.dtype)
     last = view.offset + sum((side - 1) * stride for side, stride in zip(view.shape, view.strides, strict=True))
-    if len(flat) != view.storage.length or view.offset < 0 or last >= len(flat) or min(view.strides, default=0) < 0:
+    inside = view.offset >= 0 and last < len(flat) and min(view.strides, default=0) >= 0
+    if len(flat) != view.storage.length or not inside or math.prod(view.shape) > len(flat):
         raise ValueError(f"a tensor of shape {view.shape} does not fit its {len(flat)} values")
     strides = [stride * flat.itemsize for stride in view.strides]
     return np.lib.stride_tricks.as_strided(flat[view.offset :], view.shape, strides, writeable=False).astype(np.float32)
@@ -145,22 +174,14 @@ def _array(view: _View, values: Callable[[_Storage], bytes]) -> NDArray[np.float
 
 def read_class_dict(path: Path) -> dict[int, NDArray[np.float64]]:
     """Read a `.npy` that holds a pickled dict of arrays by class id; raises `P2PHDError`."""
-    core = ("numpy.core.multiarray", "numpy._core.multiarray")
-    names: dict[tuple[str, str], Any] = {(module, "_reconstruct"): _reconstruct for module in core}
-    names |= {(module, "scalar"): lambda dtype, data: np.frombuffer(data, dtype)[0] for module in core}
-    names |= {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype, ("_codecs", "encode"): codecs.encode}
     try:
         with path.open("rb") as file:
-            version = np.lib.format.read_magic(file)
-            read_header = (
-                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            )
             shape, _, dtype = read_header(file)
             if not dtype.hasobject or shape != ():
                 raise ValueError("it holds no dict")
-            loaded = _Reader(file, names).load()
-        content = loaded.item() if isinstance(loaded, np.ndarray) else loaded
-        return {int(key): np.asarray(value, np.float64) for key, value in content.items()}
+            loaded = _unpickle(io.BytesIO(file.read()), _class_dict_names(path.stat().st_size))
+        content = loaded.values if isinstance(loaded, _Array) else loaded
+        return {int(key): np.asarray(_plain(value), np.float64) for key, value in content.items()}
     except FileNotFoundError:
         raise P2PHDError(f"{path}: no such file") from None
     except pickle.UnpicklingError as error:
@@ -169,8 +190,57 @@ def read_class_dict(path: Path) -> dict[int, NDArray[np.float64]]:
         raise P2PHDError(f"{path}: truncated or damaged ({type(error).__name__}: {error})") from None
 
 
-def _reconstruct(kind: Any, shape: Any, code: Any) -> NDArray[Any]:
-    """What numpy's own pickles call for an array, and nothing but an array."""
-    if kind is not np.ndarray:
-        raise pickle.UnpicklingError("it holds something else than arrays")
-    return np.ndarray(shape, np.dtype(code))
+class _Type:
+    """Stands for `numpy.dtype`: a number's, or `O8` for one Python object."""
+
+    def __init__(self, code: str, *_: Any) -> None:
+        if code not in ("O8", "f2", "f4", "f8", "i4", "i8", "u1"):
+            raise pickle.UnpicklingError(f"it holds values of the type {code!r:.20}")
+        self.code = code
+
+    def __setstate__(self, state: Any) -> None:
+        self.code = ("<" if state[1] not in ("<", ">") else state[1]) + self.code.lstrip("<>")
+
+
+class _Array:
+    """Stands for `numpy.ndarray`; its values, which it shares with the pickle, come with its state."""
+
+    values: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, kind, fortran, data = state
+        if not isinstance(kind, _Type):
+            raise pickle.UnpicklingError("it holds something else than arrays")
+        if kind.code.endswith("O8"):
+            (self.values,) = data
+        else:
+            self.values = np.frombuffer(data, kind.code).reshape(shape, order="F" if fortran else "C")
+
+
+def _class_dict_names(size: int) -> dict[tuple[str, str], Any]:
+    """What numpy's pickles of arrays ask for, in a file of this size."""
+    left = size
+
+    def encode(text: str, encoding: str) -> bytes:
+        nonlocal left
+        left -= len(text)
+        if encoding != "latin1" or left < 0:
+            raise pickle.UnpicklingError("it claims more bytes than it holds")
+        return text.encode(encoding)
+
+    def reconstruct(kind: Any, *_: Any) -> _Array:
+        if kind is not _Array:
+            raise pickle.UnpicklingError("it holds something else than arrays")
+        return _Array()
+
+    def scalar(kind: _Type, data: bytes) -> Any:
+        return np.frombuffer(data, kind.code)[0]
+
+    core = ("numpy.core.multiarray", "numpy._core.multiarray")
+    names: dict[tuple[str, str], Any] = {(module, "_reconstruct"): reconstruct for module in core}
+    names |= {(module, "scalar"): scalar for module in core}
+    return names | {("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Type, ("_codecs", "encode"): encode}
+
+
+def _plain(value: Any) -> Any:
+    return value.values if isinstance(value, _Array) else value

@@ -95,3 +95,18 @@ def smallest_side(settings: Settings) -> int:
     """What both sides must at least be: reflection at the lowest resolution needs two pixels."""
     local = settings.generator.enhancers if settings.generator.kind == "local" else 0
     return max(2 ** (settings.generator.downsamplings + local + 1), side_multiple(settings))
+
+
+def least_parameters(settings: Settings) -> int:
+    """A lower bound of generator and encoder, and a third of them at least: so many a file must hold before they are built."""
+    generator, encoder = settings.generator, settings.encoder
+    enhancers = generator.enhancers if generator.kind == "local" else 0
+    found = _least_in_trunk(generator.filters << enhancers, generator.downsamplings, generator.blocks)
+    found += enhancers * generator.local_blocks * 18 * (2 * generator.filters) ** 2
+    return found + (_least_in_trunk(encoder.filters, encoder.downsamplings, 0) if encoder.enabled else 0)
+
+
+def _least_in_trunk(filters: int, downsamplings: int, blocks: int) -> int:
+    """The last downsampling and the residual blocks, all of 3x3."""
+    width = filters << downsamplings
+    return 9 * width * (width // 2 + 2 * blocks * width)

@@ -219,7 +219,8 @@ class Pix2PixHD:
     ) -> Losses:
         """Update G (with E), then D, both from D as it was before the step; returns the losses before the update.
 
-        `fixed_global` updates the outermost enhancer's own layers only.
+        `fixed_global` updates the outermost enhancer's own layers only. Raises `tf.errors.InvalidArgumentError`, having updated
+        nothing, if a loss is no number.
         """
         conditioning = self.condition(batch)
         with tf.GradientTape() as painting:
@@ -239,6 +240,7 @@ class Pix2PixHD:
             discriminator_gradients = judging.gradient(discriminator_loss, [v.value for v in discriminator_variables])
         with self._after(discriminator_gradients):
             generator_gradients = painting.gradient(fake, [v.value for v in generator_variables], tf.add_n(of_fake))
-        generator_optimizer.apply(generator_gradients, generator_variables)
-        discriminator_optimizer.apply(discriminator_gradients, discriminator_variables)
+        with tf.control_dependencies([tf.debugging.check_numerics(tf.add_n(losses), "a loss")]):
+            generator_optimizer.apply(generator_gradients, generator_variables)
+            discriminator_optimizer.apply(discriminator_gradients, discriminator_variables)
         return losses

@@ -1,7 +1,6 @@
 """`p2phd cluster`: the feature codes of each class become styles, and a picture of them."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +36,13 @@ def cluster(
     Raises `P2PHDError` if there are no feature codes yet, or for a name that cannot be given.
     """
     chosen = settings or load_settings(run=run)
-    folder = Run(run)
+    with Run(run).lock():
+        return _cluster(Run(run), packed, chosen, names)
+
+
+def _cluster(folder: Run, packed: Path | None, chosen: Settings, names: Sequence[str]) -> FeatureClusters:
+    """Cluster for a run that is ours alone."""
+    run = folder.folder
     codes, spec = FeatureCodes.load(folder.features), folder.spec()
     clusters = find_styles(codes, chosen.cluster)
     if folder.clusters.exists():
@@ -139,10 +144,9 @@ def _crops(codes: FeatureCodes, chosen: Sequence[int], split: PackedSplit, by_la
         return [_crop(codes, number, example, by_label) for number in of_picture[stem]]
 
     found: dict[int, images.Picture] = {}
-    with console.progress("drawing styles", len(of_picture)) as bar, ThreadPoolExecutor() as pool:
-        for stem, pictures in zip(of_picture, pool.map(cut, of_picture), strict=True):
+    with console.in_threads("drawing styles", cut, of_picture) as cutting:
+        for stem, pictures in zip(of_picture, cutting, strict=True):
             found |= dict(zip(of_picture[stem], pictures, strict=True))
-            bar.advance(bar.task_ids[0])
     return found
 
 

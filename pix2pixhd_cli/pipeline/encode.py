@@ -27,13 +27,19 @@ def encode(run: Path, packed: Path | None = None, settings: Settings | None = No
     classes are not the run's.
     """
     chosen = settings or load_settings(run=run)
-    folder = Run(run)
+    with Run(run).lock():
+        return _encode(Run(run), packed, chosen)
+
+
+def _encode(folder: Run, packed: Path | None, chosen: Settings) -> FeatureCodes:
+    """Encode for a run that is ours alone."""
+    run = folder.folder
     if not chosen.encoder.enabled:
         raise P2PHDError(
             f"{run}: was trained without an encoder, so it has no feature codes; train with --encoder-enabled"
         )
     painter = Painter(run, chosen)
-    split = PackedSplit(packed or folder.packed(), chosen.encode.split or chosen.train.split, verify=True)
+    split = PackedSplit(packed or folder.packed(), chosen.encode.split or chosen.train.split)
     check_classes(folder, split)
     check_photos(split)
     parts = []
@@ -46,7 +52,7 @@ def encode(run: Path, packed: Path | None = None, settings: Settings | None = No
                 raise P2PHDError(f"{run}: its encoder gives no finite codes; the training went wrong, train again")
             parts.append(_describe(example, found))
             bar.advance(bar.task_ids[0])
-    codes = _join(parts, split, folder.last_step())
+    codes = _join(parts, split, folder.model_step())
     codes.save(folder.features)
     console.info(f"encoded {len(codes.label)} instances of {len(split)} pictures into {folder.features}")
     return codes

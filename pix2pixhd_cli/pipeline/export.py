@@ -1,13 +1,13 @@
 """`p2phd export`: a run becomes a SavedModel, and perhaps an ONNX file, that needs nothing of this package."""
 
-import shutil
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 import tensorflow as tf
 
-from pix2pixhd_cli import console
+from pix2pixhd_cli import console, engine
+from pix2pixhd_cli.data.files import staging_folder, take_place
 from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.model.pix2pixhd import Batch, Pix2PixHD
 from pix2pixhd_cli.painting import Painter
@@ -56,17 +56,14 @@ def export(run: Path, folder: Path, *, onnx: bool = False) -> None:
     if model.encoder is not None:
         inputs["features"] = tf.TensorSpec([None, None, None, model.encoder.channels], tf.float32, "features")
         signatures["with_features"] = tf.function(module.paint).get_concrete_function(**inputs)
-    staging = folder.resolve().with_name(f".{folder.resolve().name}.p2phd-partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
-        tf.saved_model.save(module, str(staging), signatures=signatures)
+    with staging_folder(folder) as staging:
+        try:
+            tf.saved_model.save(module, str(staging), signatures=signatures)
+        except tf.errors.OpError as error:
+            raise P2PHDError(f"{folder}: cannot be written ({engine.reason(error)})") from None
         if onnx:
             _write_onnx(module, list(inputs.values()), staging / "model.onnx")
-        if folder.exists():
-            folder.rmdir()
-        staging.replace(folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        take_place(staging, folder)
     console.info(f"wrote {folder}: signatures {', '.join(signatures)}; sides must divide by {painter.multiple}")
 
 

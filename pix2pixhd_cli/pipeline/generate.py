@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from pix2pixhd_cli import console, images
 from pix2pixhd_cli.data import pictures
-from pix2pixhd_cli.data.dataset import read_example, read_spec, whole
+from pix2pixhd_cli.data.dataset import map_path, read_example, read_spec, whole
+from pix2pixhd_cli.data.files import plain_name, sweep
 from pix2pixhd_cli.data.layouts import PICTURES, stem_of
 from pix2pixhd_cli.data.pictures import PictureError, write_picture
 from pix2pixhd_cli.errors import P2PHDError
@@ -57,6 +58,7 @@ def generate(run: Path, labels: Path, out: Path, settings: Settings | None = Non
     if out.exists() and not out.is_dir():
         raise P2PHDError(f"{out}: is a file; name a folder for the pictures")
     _refuse_overwriting(scenes, out)
+    sweep(out, out / "grids", out / "strips")
     written = []
     with console.progress("painting", len(scenes)) as bar:
         for scene in scenes:
@@ -65,7 +67,7 @@ def generate(run: Path, labels: Path, out: Path, settings: Settings | None = Non
     _warn(painter, styler)
     if scenes.zeroed:
         console.warn(f"ids {', '.join(map(str, sorted(scenes.zeroed)))} are no class of {run}: painted as unlabeled")
-    if styler.clusters is not None and styler.clusters.step != painter.run.last_step():
+    if styler.clusters is not None and styler.clusters.step != painter.run.model_step():
         console.warn(
             f"{run} was trained on since its styles were found; `p2phd encode` and `p2phd cluster` find them anew"
         )
@@ -136,7 +138,7 @@ def _paint(
             rules = [Rule("--all-codes", identity, None, Choice("cluster", n)) for n in range(len(styles.centres))]
             cells = [colours, *(_in_style(painter, styler, scene, [rule]) for rule in rules)]
             titles = ["label", *(f"{name} {styles.title(n)}" for n in range(len(rules)))]
-            write_picture(out / "strips" / f"{scene.stem}-{name}.png", images.grid([cells], titles))
+            write_picture(out / "strips" / plain_name(f"{scene.stem}-{name}.png"), images.grid([cells], titles))
     path = out / f"{scene.stem}.png"
     write_picture(path, picture)
     return path
@@ -177,6 +179,7 @@ class _Scenes:
     def __init__(self, painter: Painter, labels: Path, settings: GenerateSettings, with_photos: bool) -> None:
         self.painter = painter
         self.with_photos = with_photos
+        self.most = settings.max_pixels
         self.rgb = painter.spec.input == "rgb"
         if (labels / "dataset.json").exists():
             self._items = _from_dataset(painter, labels, settings, with_photos)
@@ -223,27 +226,30 @@ class _Scenes:
             yield scene
 
     def _read_entry(self, folder: Path, spec: Any, split: str, entry: Any) -> Scene:
+        if entry.height * entry.width > self.most:
+            what = (
+                f"is {entry.height}x{entry.width}, more than {self.most:,} pixels; if that is right, raise --max-pixels"
+            )
+            raise PictureError(map_path(folder, split, "label", entry.stem), what)
         example = read_example(folder, spec, split, entry)
         photo = example.photo if self.with_photos else None
         return Scene(entry.stem, example.label, example.instance, photo)
 
     def _read_files(self, label: Path, instance: Path | None, photo: Path | None) -> Scene:
         if self.rgb:
-            ids: NDArray[Any] = pictures.read_photo(label)
+            ids: NDArray[Any] = pictures.read_photo(label, self.most)
         else:
-            ids = pictures.read_label_map(label)
+            ids = pictures.read_label_map(label, self.most)
             self._check_ids(label, ids)
-        instances = pictures.read_instance_map(instance) if instance is not None else whole(ids)
-        wanted = photo is not None and self.with_photos
-        return Scene(
-            stem_of(label), ids, instances, pictures.read_photo(photo) if wanted and photo is not None else None
-        )
+        instances = pictures.read_instance_map(instance, self.most) if instance is not None else whole(ids)
+        pixels = pictures.read_photo(photo, self.most) if photo is not None and self.with_photos else None
+        return Scene(stem_of(label), ids, instances, pixels)
 
     def _check_ids(self, path: Path, label: NDArray[np.uint16]) -> None:
         """Refuse class ids that the run does not know; an imported run without a table takes those past its labels as void."""
         painter = self.painter
         bad = ~np.isin(label, [c.id for c in painter.spec.classes] + list(painter.spec.ignored))
-        if bad.any() and painter.run.source("imported") and label[bad].min() >= painter.spec.labels:
+        if bad.any() and painter.run.sources().imported and label[bad].min() >= painter.spec.labels:
             self.zeroed |= set(np.unique(label[bad]).tolist())
         elif bad.any():
             row, column = np.argwhere(bad)[0]
@@ -255,7 +261,7 @@ def _from_dataset(
     painter: Painter, folder: Path, settings: GenerateSettings, with_photos: bool
 ) -> list[dict[str, Any]]:
     spec = read_spec(folder)
-    same = ("input", "labels") if painter.run.source("imported") else ("input", "labels", "ignored", "classes")
+    same = ("input", "labels") if painter.run.sources().imported else ("input", "labels", "ignored", "classes")
     for field in same:
         if getattr(spec, field) != getattr(painter.spec, field):
             raise P2PHDError(f"{folder}: its {field} differ from those that {painter.run.folder} was trained with")

@@ -7,9 +7,11 @@ from typing import Any
 
 import keras
 import numpy as np
+from pydantic import ValidationError
 
 from pix2pixhd_cli import console
 from pix2pixhd_cli.data.dataset import DatasetSpec
+from pix2pixhd_cli.data.files import staging_folder, take_place
 from pix2pixhd_cli.data.labels import CITYSCAPES, CITYSCAPES_LABELS, LabelClass, plain_classes, read_class_table
 from pix2pixhd_cli.data.state_dicts import StateDict, read_class_dict, read_state_dict
 from pix2pixhd_cli.errors import P2PHDError
@@ -24,7 +26,8 @@ from pix2pixhd_cli.reference import (
     infer_encoder,
     infer_generator,
 )
-from pix2pixhd_cli.runs import Run, network_state
+from pix2pixhd_cli.runs import Run, Sources, network_variables
+from pix2pixhd_cli.sealed import explain
 from pix2pixhd_cli.settings import NETWORK_SECTIONS, Settings, fields, flag_name
 
 Options = dict[str, str]
@@ -57,8 +60,7 @@ def import_checkpoint(
 
     Raises `P2PHDError` for files that are missing, damaged, contradictory, or hold anything but weights.
     """
-    folder = Run(run)
-    if run.exists() and any(run.iterdir()):
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise P2PHDError(f"{run}: holds other files; name a new or empty folder for the run")
     states = _read_states(checkpoint, epoch)
     options = _read_options(checkpoint / "opt.txt")
@@ -71,13 +73,16 @@ def import_checkpoint(
     if settings.encoder.enabled:
         codes = _read_codes(checkpoint / "features.npy", settings.encoder.channels)
         clusters = _read_clusters(checkpoint, codes, settings.encoder.channels)
-    folder.create(settings, spec, imported=checkpoint)
-    folder.save_model(model)
-    folder.save_checkpoint(network_state(model), 0, keep=1)
-    if codes is not None:
-        codes.save(folder.features)
-    if clusters is not None:
-        clusters.save(folder.clusters)
+    with staging_folder(run) as staging:
+        folder = Run(staging)
+        folder.create(settings, spec, Sources(imported=checkpoint.resolve()))
+        folder.save_model(model)
+        folder.save_checkpoint(network_variables(model), 0, keep=1)
+        if codes is not None:
+            codes.save(folder.features)
+        if clusters is not None:
+            clusters.save(folder.clusters)
+        take_place(staging, run)
     _report(settings, spec, states, run)
     return settings
 
@@ -107,7 +112,7 @@ def _infer(
     for letter, state in states.items():
         try:
             found[letter] = inferring[letter](state)
-        except P2PHDError as error:
+        except (P2PHDError, ValueError, IndexError) as error:
             raise P2PHDError(f"{checkpoint}: net_{letter}: {error}") from None
     _refuse_contradictions(checkpoint, options, found)
     inputs = found["G"].pop("inputs")
@@ -128,17 +133,17 @@ def _infer(
         else _number(checkpoint, options, "lambda_feat", 10),
         "perceptual": 0.0,
     }
-    settings = Settings(
-        generator={**found["G"], "boundary": boundary},
-        discriminator=found.get("D", {}),
-        encoder={
-            **found.get("E", {}),
-            "enabled": "E" in found,
-            "pooling": "label" if options.get("label_feat") == "True" else "instance",
-        },
-        loss=loss,
-    )
-    return settings, labels
+    encoder = {"enabled": "E" in found, "pooling": "label" if options.get("label_feat") == "True" else "instance"}
+    sections = {
+        "generator": {**found["G"], "boundary": boundary},
+        "discriminator": found.get("D", {}),
+        "encoder": {**found.get("E", {}), **encoder},
+        "loss": loss,
+    }
+    try:
+        return Settings(**sections), labels  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise P2PHDError(f"{checkpoint}: its shapes are no network's ({explain(error)})") from None
 
 
 def _number(checkpoint: Path, options: Options, key: str, default: float) -> float:

@@ -1,17 +1,17 @@
 """`p2phd pack`: a data set becomes TFRecord shards that training needs nothing else beside."""
 
 import hashlib
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import tensorflow as tf
 
-from pix2pixhd_cli import console
+from pix2pixhd_cli import console, engine
 from pix2pixhd_cli.data.dataset import DatasetSpec, ExampleEntry, map_path, photo_path, read_example, read_spec
-from pix2pixhd_cli.data.pictures import write_text
+from pix2pixhd_cli.data.files import staging_folder, sweep, sync, take_place, write_text
 from pix2pixhd_cli.data.records import PackSpec, Shard, read_pack_spec, serialise
 from pix2pixhd_cli.errors import P2PHDError
+from pix2pixhd_cli.sealed import seal
 from pix2pixhd_cli.settings import Settings
 
 SHARD_BYTES = 256 << 20
@@ -28,19 +28,18 @@ def pack(dataset: Path, packed: Path, settings: Settings | None = None) -> PackS
     old = read_pack_spec(packed) if (packed / "pack.json").exists() else None
     if packed.exists() and (not packed.is_dir() or (old is None and any(packed.iterdir()))):
         raise P2PHDError(f"{packed}: holds other files; name a new or empty folder for the shards")
-    staging = packed.resolve().with_name(f".{packed.resolve().name}.p2phd-partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
+    with staging_folder(packed) as staging:
         with console.progress("packing", sum(map(len, splits.values()))) as bar:
             shards = {
                 split: _pack_split(dataset, spec, split, staging, chosen.shards, lambda: bar.advance(bar.task_ids[0]))
                 for split in splits
             }
         result = PackSpec(shards=shards, dataset=spec)
-        _publish(result, old, staging, packed)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        write_text(staging / "pack.json", seal(result.model_dump(mode="json")))
+        if old is None:
+            take_place(staging, packed)
+        else:
+            _replace(old, staging, packed)
     rows = [
         (split, sum(s.records for s in files), len(files), console.size(sum(s.bytes for s in files)))
         for split, files in shards.items()
@@ -50,15 +49,14 @@ def pack(dataset: Path, packed: Path, settings: Settings | None = None) -> PackS
     return result
 
 
-def _publish(spec: PackSpec, old: PackSpec | None, staging: Path, packed: Path) -> None:
-    """Put the new shards in the place of the old ones, and the description last."""
-    packed.mkdir(parents=True, exist_ok=True)
-    (packed / "pack.json").unlink(missing_ok=True)
-    for shard in (shard for shards in (old.shards.values() if old is not None else ()) for shard in shards):
+def _replace(old: PackSpec, staging: Path, packed: Path) -> None:
+    """Put new shards in the place of old ones, whose description, which then fits none of them, goes last."""
+    sweep(packed)
+    made = {path.name: path for path in staging.iterdir()}
+    for shard in (shard for shards in old.shards.values() for shard in shards if shard.file not in made):
         (packed / shard.file).unlink(missing_ok=True)
-    for path in sorted(staging.iterdir()):
-        path.replace(packed / path.name)
-    write_text(packed / "pack.json", spec.model_dump_json(indent=1) + "\n")
+    for name in sorted(made, key=lambda name: name == "pack.json"):
+        made[name].replace(packed / name)
 
 
 def _pack_split(
@@ -72,6 +70,7 @@ def _pack_split(
         path = folder / f"{split}-{number:05d}-of-{count:05d}.tfrecord"
         part = entries[number * len(entries) // count : (number + 1) * len(entries) // count]
         _write_shard(path, dataset, spec, split, part, advance)
+        sync(path)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         shards.append(Shard(file=path.name, records=len(part), bytes=path.stat().st_size, sha256=digest))
@@ -86,12 +85,15 @@ def _write_shard(
     entries: Sequence[ExampleEntry],
     advance: Callable[[], object],
 ) -> None:
-    with tf.io.TFRecordWriter(str(path)) as writer:
-        for entry in entries:
-            photo = photo_path(dataset, split, entry)
-            example = read_example(dataset, spec, split, entry)
-            writer.write(serialise(example, photo.read_bytes() if photo is not None else b""))
-            advance()
+    try:
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            for entry in entries:
+                photo = photo_path(dataset, split, entry)
+                example = read_example(dataset, spec, split, entry)
+                writer.write(serialise(example, photo.read_bytes() if photo is not None else b""))
+                advance()
+    except tf.errors.OpError as error:
+        raise P2PHDError(f"{path}: cannot be written ({engine.reason(error)})") from None
 
 
 def _split_bytes(dataset: Path, spec: DatasetSpec, split: str) -> int:

@@ -10,7 +10,6 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,17 +17,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from pix2pixhd_cli import __version__, console, images
 from pix2pixhd_cli.boundary import boundary_map
 from pix2pixhd_cli.data import labels, layouts, pictures
 from pix2pixhd_cli.data.dataset import DatasetSpec, ExampleEntry, map_path, photo_path, read_example
+from pix2pixhd_cli.data.files import partial_folder, sweep, whole_file, write_text
 from pix2pixhd_cli.data.labels import LabelClass
 from pix2pixhd_cli.data.layouts import RawExample, RawTree
-from pix2pixhd_cli.data.pictures import PictureError, write_text
-from pix2pixhd_cli.errors import DataProblems, Interrupted, P2PHDError, Problem
-from pix2pixhd_cli.settings import PrepareSettings, Settings, Size, parse_size
+from pix2pixhd_cli.data.pictures import PictureError
+from pix2pixhd_cli.errors import DataProblems, P2PHDError, Problem, interrupted
+from pix2pixhd_cli.sealed import read_sealed, seal
+from pix2pixhd_cli.settings import MOST_PIXELS, MOST_SIDE, PrepareSettings, Settings, Size, parse_size, whole_number
 
 RECORDS = ".prepared"
 SHEET_EXAMPLES = 4
@@ -37,6 +38,8 @@ CELL_WIDTH = 256
 
 class Record(BaseModel):
     """What is known of one prepared example; written last, so that its presence says that the example is whole."""
+
+    model_config = ConfigDict(extra="forbid")
 
     fingerprint: str  # of the sources and the settings it was made with
     entry: ExampleEntry
@@ -111,8 +114,9 @@ class Recipe:
         found = labels.find_class(self.classes or (), text)
         if found is not None:
             return found.id
-        if self.classes is None and text.removeprefix("class ").isdecimal():
-            return int(text.removeprefix("class "))
+        number = whole_number(text.removeprefix("class "))
+        if self.classes is None and number is not None:
+            return number
         raise P2PHDError(f"--component-class {text}: there is no such class")
 
 
@@ -123,11 +127,14 @@ def prepare(source: Path, dataset: Path, settings: Settings | None = None) -> Da
     """
     recipe = _read_recipe(source, (settings or Settings()).prepare)
     _refuse_foreign(dataset)
-    staging = dataset.resolve().with_name(f".{dataset.resolve().name}.p2phd-partial")
+    sweep(dataset)
+    staging = partial_folder(dataset)
     try:
         records, problems = _convert_all(recipe, dataset, staging)
-    except KeyboardInterrupt:
-        raise Interrupted("stopped; the same command goes on where it was", 130) from None
+    except KeyboardInterrupt as stop:
+        raise interrupted(stop, "stopped; the same command goes on where it was") from None
+    except OSError as error:
+        raise P2PHDError(f"{error.filename}: {error.strerror}; after mending that, the same command goes on") from None
     try:
         if problems:
             raise DataProblems(problems, f"nothing was written to {dataset}; mend these files and run again")
@@ -136,6 +143,7 @@ def prepare(source: Path, dataset: Path, settings: Settings | None = None) -> Da
         shutil.rmtree(staging, ignore_errors=True)
         raise
     _publish(recipe, spec, records, staging, dataset)
+    shutil.rmtree(staging, ignore_errors=True)
     _write_contact_sheet(dataset, spec)
     _report(recipe, spec, records, dataset)
     return spec
@@ -202,24 +210,22 @@ def _convert_all(recipe: Recipe, dataset: Path, staging: Path) -> tuple[list[Rec
     problems = list(recipe.tree.problems)
 
     def work(example: RawExample) -> Record | list[PictureError]:
-        fingerprint = _fingerprint(recipe, example)
+        try:
+            fingerprint = _fingerprint(recipe, example)
+        except OSError as error:
+            return [PictureError(Path(error.filename), f"cannot be read ({error.strerror})")]
         for root in (dataset, staging):
             done = _known_record(recipe, root, example, fingerprint)
             if done is not None:
                 return done
         return _convert(recipe, example, fingerprint, staging)
 
-    with console.progress("preparing", len(recipe.tree.examples)) as bar, ThreadPoolExecutor() as pool:
-        try:
-            for result in pool.map(work, recipe.tree.examples):
-                if isinstance(result, Record):
-                    records.append(result)
-                else:
-                    problems += [_problem(recipe, error) for error in result]
-                bar.advance(bar.task_ids[0])
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with console.in_threads("preparing", work, recipe.tree.examples) as results:
+        for result in results:
+            if isinstance(result, Record):
+                records.append(result)
+            else:
+                problems += [_problem(recipe, error) for error in result]
     return records, problems
 
 
@@ -246,8 +252,8 @@ def _fingerprint(recipe: Recipe, example: RawExample) -> str:
 def _known_record(recipe: Recipe, root: Path, example: RawExample, fingerprint: str) -> Record | None:
     """The record of an example that is whole under `root` and made from these sources; None otherwise."""
     try:
-        record = Record.model_validate_json(_record_path(root, example.split, example.stem).read_text())
-    except (OSError, ValueError):
+        record = read_sealed(_record_path(root, example.split, example.stem), Record)
+    except (OSError, P2PHDError):
         return None
     whole = record.fingerprint == fingerprint and all(
         path.exists() for path in _files(root, recipe, example.split, record.entry)
@@ -258,7 +264,9 @@ def _known_record(recipe: Recipe, root: Path, example: RawExample, fingerprint: 
 def _convert(recipe: Recipe, example: RawExample, fingerprint: str, staging: Path) -> Record | list[PictureError]:
     """Read, check, scale and write one example, the record last; or say everything that is wrong with it."""
     maps = _tried(_read_maps, recipe, example)
-    photo = _tried(pictures.read_photo, example.photo) if example.photo is not None else None
+    photo = (
+        _tried(pictures.read_photo, example.photo, recipe.settings.max_pixels) if example.photo is not None else None
+    )
     faults = [fault for fault in (maps, photo) if isinstance(fault, PictureError)]
     if isinstance(maps, tuple) and isinstance(photo, np.ndarray) and photo.shape[:2] != maps[0].shape[:2]:
         assert example.photo is not None
@@ -268,6 +276,9 @@ def _convert(recipe: Recipe, example: RawExample, fingerprint: str, staging: Pat
     label, instance = maps
     raw = Size(*label.shape[:2])
     size = recipe.target(*raw)
+    if size.height * size.width > MOST_PIXELS or max(size) > MOST_SIDE:
+        what = f"would become {size}, more than {MOST_PIXELS:,} pixels; see --size, --width and --multiple"
+        return [PictureError(example.input, what)]
     suffix = _write_photo(example, photo, size, staging) if photo is not None else None
     counts = _write_maps(recipe, example, label, instance, size, staging)
     of_instance, spanning = labels.majority_classes(counts)
@@ -284,7 +295,7 @@ def _convert(recipe: Recipe, example: RawExample, fingerprint: str, staging: Pat
         spanning=spanning,
         renamed=_count_renamed(recipe, of_instance),
     )
-    write_text(_record_path(staging, example.split, example.stem), record.model_dump_json() + "\n")
+    write_text(_record_path(staging, example.split, example.stem), seal(record.model_dump(mode="json")))
     return record
 
 
@@ -323,11 +334,11 @@ def _count_renamed(recipe: Recipe, of_instance: dict[int, int]) -> int:
 def _read_maps(recipe: Recipe, example: RawExample) -> tuple[NDArray[Any], NDArray[np.int32]]:
     """Read and check label and instance map: the former uint16 [H, W], or uint8 [H, W, 3] for RGB inputs."""
     if recipe.tree.input == "rgb":
-        picture = pictures.read_photo(example.input)
+        picture = pictures.read_photo(example.input, recipe.settings.max_pixels)
         return picture, np.zeros(picture.shape[:2], np.int32)
     drawn = None
-    if example.label is None or (recipe.has_instances and example.instance is None and example.polygons is not None):
-        drawn = _draw(recipe, example)
+    if example.polygons is not None and (example.label is None or (recipe.has_instances and example.instance is None)):
+        drawn = labels.read_polygons(example.polygons, recipe.classes or labels.CITYSCAPES, recipe.settings.max_pixels)
     label = _read_label(recipe, example) if example.label is not None else drawn[0]  # type: ignore[index]
     label = labels.remap_ids(label, recipe.remap)
     _check_ids(recipe, example, label)
@@ -337,10 +348,8 @@ def _read_maps(recipe: Recipe, example: RawExample) -> tuple[NDArray[Any], NDArr
         chosen = recipe.component_ids
         return label, labels.components(label, chosen if chosen is not None else _present(recipe, label))
     if example.instance is not None:
-        source, instance = (
-            example.instance,
-            pictures.read_instance_map(example.instance, deep=recipe.tree.deep_instances),
-        )
+        source = example.instance
+        instance = pictures.read_instance_map(source, recipe.settings.max_pixels, deep=recipe.tree.deep_instances)
     elif example.polygons is not None and drawn is not None:
         source, instance = example.polygons, drawn[1]
     else:
@@ -354,21 +363,13 @@ def _read_maps(recipe: Recipe, example: RawExample) -> tuple[NDArray[Any], NDArr
 def _read_label(recipe: Recipe, example: RawExample) -> NDArray[np.uint16]:
     assert example.label is not None
     if not recipe.settings.palette:
-        return pictures.read_label_map(example.label)
+        return pictures.read_label_map(example.label, recipe.settings.max_pixels)
     try:
-        return labels.ids_from_colours(pictures.read_colour_map(example.label), recipe.classes or ())
+        return labels.ids_from_colours(
+            pictures.read_colour_map(example.label, recipe.settings.max_pixels), recipe.classes or ()
+        )
     except labels.UnknownColours as error:
         raise PictureError(example.label, str(error)) from None
-
-
-def _draw(recipe: Recipe, example: RawExample) -> tuple[NDArray[np.uint16], NDArray[np.int32]]:
-    """Draw both maps from polygons."""
-    assert example.polygons is not None
-    try:
-        document = json.loads(example.polygons.read_text(encoding="utf-8"))
-        return labels.draw_polygons(document, recipe.classes or labels.CITYSCAPES)
-    except (OSError, ValueError) as error:
-        raise PictureError(example.polygons, str(error)) from None
 
 
 def _present(recipe: Recipe, label: NDArray[np.uint16]) -> list[int]:
@@ -398,8 +399,8 @@ def _write_photo(example: RawExample, photo: NDArray[np.uint8], size: Size, stag
     copied = suffix is not None and photo.shape[:2] == size
     target = staging / example.split / "photo" / f"{example.stem}{suffix if copied else '.png'}"
     if copied:
-        with pictures.whole_file(target) as beside:
-            shutil.copyfile(example.photo, beside)
+        with whole_file(target) as beside:
+            beside.write_bytes(example.photo.read_bytes())
     else:
         pictures.write_picture(target, images.fit(photo, *size) if photo.shape[:2] != size else photo)
     return target.suffix
@@ -453,19 +454,20 @@ def _describe(recipe: Recipe, records: Sequence[Record]) -> DatasetSpec:
 
 def _publish(recipe: Recipe, spec: DatasetSpec, records: Sequence[Record], staging: Path, dataset: Path) -> None:
     """Move what is new into DATASET, delete what it no longer describes, and write the description last."""
-    text = spec.model_dump_json(indent=1) + "\n"
+    text = seal(spec.model_dump(mode="json"))
     description = dataset / "dataset.json"
     pairs = list(zip(recipe.tree.examples, records, strict=True))
     fresh = [(e, r) for e, r in pairs if _known_record(recipe, dataset, e, r.fingerprint) is None]
     if not fresh and description.exists() and description.read_text() == text:
         return
+    (dataset / RECORDS).mkdir(parents=True, exist_ok=True)  # From now on the folder is known for a data set of ours.
     description.unlink(missing_ok=True)
     for example, record in fresh:
+        _record_path(dataset, example.split, example.stem).unlink(missing_ok=True)
         for path in _files(staging, recipe, example.split, record.entry):
             target = dataset / path.relative_to(staging)
             target.parent.mkdir(parents=True, exist_ok=True)
             path.replace(target)
-    shutil.rmtree(staging, ignore_errors=True)
     _delete_stale(recipe, dataset, {(e.split, e.stem): r for e, r in pairs})
     write_text(description, text)
 

@@ -11,8 +11,8 @@ from pix2pixhd_cli.errors import P2PHDError, SettingsError
 from pix2pixhd_cli.model.build import build_model, side_multiple, smallest_side
 from pix2pixhd_cli.model.pix2pixhd import Pix2PixHD
 from pix2pixhd_cli.perceptual_weights import VggFile, cached_imagenet, load_vgg
-from pix2pixhd_cli.runs import Run
-from pix2pixhd_cli.settings import Settings, TrainSettings, parse_size
+from pix2pixhd_cli.runs import Run, Sources
+from pix2pixhd_cli.settings import Settings, TrainSettings, changes, parse_size, settings_of_run
 from pix2pixhd_cli.training import Trainer, estimate_memory, sizes
 
 PAPER_PERCEPTUAL = 10.0
@@ -39,20 +39,60 @@ def train(
 
     Raises `P2PHDError` for data that cannot be trained on, and `Interrupted` after Ctrl-C or SIGTERM, once all is saved.
     """
-    folder = Run(run)
     chosen = settings or Settings()
-    split = PackedSplit(packed, chosen.train.split, verify=True)
-    resuming = resume and folder.exists
+    split = PackedSplit(packed, chosen.train.split)
+    if dry_run:
+        trainer, _ = _build(Run(run), split, chosen, init_from, resuming=resume and Run(run).exists)
+        _estimate_time(trainer)
+        return
+    with Run(run).lock():
+        _train(Run(run), split, chosen, init_from, resume)
+
+
+def _train(folder: Run, split: PackedSplit, settings: Settings, init_from: Path | None, resume: bool) -> None:
+    """Train in a folder that is ours alone."""
+    _check_run(folder, split, resume)
+    resuming = folder.exists
+    if resume and not resuming:
+        console.warn(f"{folder.folder}: there is nothing to go on from; starting anew, with the settings given now")
     if resuming:
-        init_from = None if folder.checkpoints() else folder.init_from()
-    chosen = _resolve_encoder(chosen, split, init_from)
+        init_from = None if folder.checkpoints() else folder.sources().init_from
+    trainer, perceptual = _build(folder, split, settings, init_from, resuming)
+    chosen, start = trainer.settings, 0
+    if resuming:
+        start = folder.restore_checkpoint(trainer.state)
+        changed = _tell_changes(settings_of_run(folder.folder), chosen, start)
+        folder.save_settings(chosen)
+        sources = folder.sources()
+        update = {"packed": split.packed.resolve(), "changes": (*sources.changes, *changed)}
+        folder.save_sources(sources.model_copy(update=update))
+    else:
+        packed, source = split.packed.resolve(), init_from and init_from.resolve()
+        sources = Sources(packed=packed, examples=split.digest, init_from=source, perceptual=perceptual)
+        folder.create(chosen, split.spec.dataset, sources)
+    if start >= trainer.schedule.steps:
+        folder.choose_model(trainer.model, chosen.train.model)
+        console.info(f"{folder.folder} is trained already, to step {start}; more --epochs would go on")
+        return
+    if start:
+        console.info(f"going on after step {start} of {trainer.schedule.steps}")
+    trainer.fit(folder, start)
+    console.info(f"trained {folder.folder}; samples lie in {folder.folder / 'samples'}")
+
+
+def _build(
+    folder: Run, split: PackedSplit, settings: Settings, init_from: Path | None, resuming: bool
+) -> tuple[Trainer, dict[str, str] | None]:
+    """Check that everything fits, and build the networks; also returns what the run records of the perceptual loss."""
+    chosen = _resolve_encoder(settings, split, init_from)
     chosen, vgg = _resolve_perceptual(chosen)
-    if resuming and folder.source("perceptual") != _identity(vgg):
-        raise SettingsError(f"{run}: was trained with another perceptual loss than --perceptual-weights now gives")
+    if resuming and folder.sources().perceptual != _identity(vgg):
+        raise SettingsError(
+            f"{folder.folder}: was trained with another perceptual loss than --perceptual-weights now gives"
+        )
     _check_phases(chosen, started=init_from is not None or resuming, rgb=split.rgb)
     _check_data(split, chosen)
     _check_tensorboard(chosen)
-    _check_run(folder, split, resume, dry_run)
     engine.make_deterministic(chosen.train.seed)
     spec = split.spec.dataset
     model = build_model(chosen, labels=spec.labels, ignored=spec.ignored, training=True, vgg=vgg and vgg.vgg)
@@ -61,22 +101,15 @@ def train(
         start_from(model, chosen, init_from)
     trainer = Trainer(model, split, chosen)
     _describe(model, trainer)
-    if dry_run:
-        _estimate_time(trainer)
-        return
-    if not resuming:
-        sources = {"packed": packed, "examples": split.digest, "init_from": init_from, "perceptual": _identity(vgg)}
-        folder.create(chosen, spec, **sources)
-    start = folder.restore_checkpoint(trainer.state) if resume else 0
-    if start >= trainer.schedule.steps:
-        console.info(f"{run} is trained already, to step {start}; more --epochs would go on")
-        return
-    folder.save_settings(chosen)
-    folder.save_sources(packed=packed)
-    if resume:
-        console.info(f"going on after step {start} of {trainer.schedule.steps}")
-    trainer.fit(folder, start)
-    console.info(f"trained {run}; samples lie in {run / 'samples'}")
+    return trainer, _identity(vgg)
+
+
+def _tell_changes(old: Settings, new: Settings, step: int) -> list[dict[str, object]]:
+    """Say which settings differ from the run's, and give them for its record."""
+    found = changes(old, new)
+    for flag, (before, now) in found.items():
+        console.info(f"{flag} is {now} from now on; it was {before}")
+    return [{"after_step": step, "setting": flag, "from": before, "to": now} for flag, (before, now) in found.items()]
 
 
 def _resolve_encoder(settings: Settings, split: PackedSplit, init_from: Path | None) -> Settings:
@@ -184,19 +217,17 @@ def _check_tensorboard(settings: Settings) -> None:
             raise P2PHDError("--tensorboard needs its extra: pip install 'pix2pixhd_cli[tensorboard]'") from None
 
 
-def _check_run(folder: Run, split: PackedSplit, resume: bool, dry_run: bool) -> None:
+def _check_run(folder: Run, split: PackedSplit, resume: bool) -> None:
     """A run is never overwritten, and never goes on with data of other classes."""
-    if dry_run:
-        return
     if folder.exists and not resume:
         raise P2PHDError(f"{folder.folder}: a run is here already; go on with --resume, or name another folder")
-    if not folder.exists and folder.folder.is_dir() and any(folder.folder.iterdir()):
+    if not folder.exists and not folder.is_free:
         raise P2PHDError(f"{folder.folder}: holds other files; name a new or empty folder for the run")
     if folder.exists:
-        if folder.source("imported"):
+        if folder.sources().imported:
             raise P2PHDError(f"{folder.folder}: is imported; train a new run from it with --init-from {folder.folder}")
         check_classes(folder, split)
-        if folder.source("examples") != split.digest:
+        if folder.sources().examples != split.digest:
             raise P2PHDError(f"{split.packed}: is not the data that {folder.folder} was trained on; start a new run")
 
 
@@ -212,7 +243,7 @@ def _check_start(source: Run, split: PackedSplit) -> None:
 def check_classes(folder: Run, split: PackedSplit) -> None:
     """Refuse packed data whose classes are not the run's."""
     ours, theirs = folder.spec(), split.spec.dataset
-    same = ("input", "labels") if folder.source("imported") else ("input", "labels", "ignored", "classes")
+    same = ("input", "labels") if folder.sources().imported else ("input", "labels", "ignored", "classes")
     for field in same:
         if getattr(ours, field) != getattr(theirs, field):
             raise P2PHDError(f"{split.packed}: its {field} differ from those that {folder.folder} was trained with")

@@ -1,0 +1,456 @@
+"""What a run outlives: kills, losses of power, full disks, damaged checkpoints, other processes, losses that are no numbers."""
+
+import contextlib
+import errno
+import itertools
+import multiprocessing
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pix2pixhd_cli.data import files
+from pix2pixhd_cli.errors import Interrupted, P2PHDError
+from pix2pixhd_cli.pipeline.pack import pack
+from pix2pixhd_cli.pipeline.prepare import prepare
+from pix2pixhd_cli.pipeline.train import train
+from pix2pixhd_cli.runs import Run, State
+from pix2pixhd_cli.settings import Settings, load_settings
+from pix2pixhd_cli.training import Trainer
+from tests.conftest import COMMANDS, Command, draw_city, kill_all, tiny_settings
+from tests.test_training import metrics, same_run
+
+
+class Death(BaseException):
+    """The process ends here."""
+
+
+@pytest.fixture(scope="module")
+def died(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that died after four of its six steps, with checkpoints of steps 2 and 4."""
+    folder, original = tmp_path_factory.mktemp("died") / "run", Trainer.step
+    steps: list[int] = []
+
+    def die(self: Trainer, batch: object, epoch: int) -> dict[str, float]:
+        steps.append(1)
+        if len(steps) == 5:
+            raise Death
+        return original(self, batch, epoch)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Death):
+        patch.setattr(Trainer, "step", die)
+        train(packed, folder, tiny_settings())
+    return folder
+
+
+@pytest.fixture
+def begun(died: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(died, tmp_path / "begun")
+
+
+def flip_a_bit(path: Path, place: float = 0.5) -> None:
+    data = bytearray(path.read_bytes())
+    data[int(place * len(data))] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("file", ["networks.npz", "training.npz"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    p2phd: Command, packed: Path, run: Path, begun: Path, file: str
+) -> None:
+    flip_a_bit(begun / "checkpoints/step-00000004" / file)
+    outcome = p2phd("train", packed, begun, "--resume")
+    assert outcome.code == 0, outcome.err
+    assert f"step-00000004/{file}: damaged" in outcome.err
+    assert "going on after step 2 of 6" in outcome.out
+    same_run(begun, run)
+
+
+def test_a_run_without_a_whole_checkpoint_is_left_alone(p2phd: Command, packed: Path, begun: Path) -> None:
+    for checkpoint in (begun / "checkpoints").iterdir():
+        (checkpoint / "networks.npz").unlink()
+    outcome = p2phd("train", packed, begun, "--resume")
+    assert outcome.code == 1
+    assert outcome.err.splitlines()[-1].endswith("no checkpoint is whole; train a new run, or bring one back")
+    assert len(list((begun / "checkpoints").iterdir())) == 2
+
+
+def test_a_second_ctrl_c_leaves_at_once(packed: Path, run: Path, begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop_twice(*_: object) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("still there")
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match=r"--resume` goes on after step 4$") as caught:
+        patch.setattr(Trainer, "step", stop_twice)
+        train(packed, begun, load_settings(run=begun, resume=True), resume=True)
+    assert caught.value.exit_code == 130
+    train(packed, begun, load_settings(run=begun, resume=True), resume=True)
+    same_run(begun, run)
+
+
+def test_the_newest_and_the_best_checkpoints_are_kept(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distances = iter([3.0, 1.0, 2.0, 2.5, 2.5, 2.5])
+    monkeypatch.setattr(Trainer, "distance", lambda _: next(distances))
+    folder = Run(tmp_path / "run")
+    train(packed, folder.folder, tiny_settings(train={"checkpoint_every": 1, "model": "best"}))
+    assert [path.name[-1] for path in folder.checkpoints()] == ["2", "5", "6"]
+    best = folder.best_checkpoint()
+    assert best is not None and best.name == "step-00000002"
+    assert folder.model_step() == 2
+    newest = load_settings({"train": {"model": "newest"}}, run=folder.folder, resume=True)
+    train(packed, folder.folder, newest, resume=True)
+    assert folder.model_step() == 6
+
+
+def test_checkpoints_by_the_clock(packed: Path, tmp_path: Path) -> None:
+    often: dict[str, object] = {
+        "checkpoint_every": 100,
+        "checkpoint_minutes": 1e-9,
+        "keep_checkpoints": 9,
+        "decay_epochs": 0,
+    }
+    train(packed, tmp_path / "run", tiny_settings(train=often))
+    assert len(Run(tmp_path / "run").checkpoints()) == 3
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS, errno.EACCES])
+def test_a_disk_that_takes_nothing_for_a_while_costs_nothing(
+    number: int,
+    packed: Path,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    original, folder = files.sync, tmp_path / "run"
+
+    def fail_twice(path: Path) -> None:
+        if "step-00000002" in str(path) or "step-00000004" in str(path):
+            raise OSError(number, os.strerror(number), str(path))
+        original(path)
+
+    monkeypatch.setattr(files, "sync", fail_twice)
+    train(packed, folder, tiny_settings())
+    said = capsys.readouterr().err
+    assert said.count("not written. Training goes on") == 2 and os.strerror(number) in said
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-00000006"]
+    monkeypatch.undo()
+    shutil.copytree(run / "checkpoints/step-00000004", folder / "checkpoints/step-00000004")
+    same_run(folder, run)
+
+
+def test_a_disk_that_stays_full_ends_the_training_with_the_way_to_go_on(
+    packed: Path, run: Path, begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with monkeypatch.context() as patch, pytest.raises(P2PHDError, match=r"steps 5 to 6 could not be saved.*--resume"):
+        patch.setattr("pix2pixhd_cli.data.arrays.whole_file", lambda path, **_: fail(path))
+        train(packed, begun, load_settings(run=begun, resume=True), resume=True)
+    train(packed, begun, load_settings(run=begun, resume=True), resume=True)
+    same_run(begun, run)
+
+
+def test_metrics_that_could_not_be_written_follow_later(tmp_path: Path) -> None:
+    folder = Run(tmp_path)
+    folder.log({"step": 1})
+    folder.metrics.rename(tmp_path / "away")
+    folder.metrics.mkdir()
+    with pytest.raises(IsADirectoryError):
+        folder.log({"step": 2})
+    folder.metrics.rmdir()
+    (tmp_path / "away").rename(folder.metrics)
+    folder.log({"step": 3})
+    assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3]
+
+
+def _hold(folder: str, ready: "multiprocessing.synchronize.Event", done: "multiprocessing.synchronize.Event") -> None:
+    with Run(Path(folder)).lock():
+        ready.set()
+        done.wait(60)
+
+
+@pytest.mark.parametrize("verb", ["train", "encode", "cluster"])
+def test_two_processes_do_not_write_to_one_run(
+    p2phd: Command, packed: Path, run: Path, tmp_path: Path, verb: str
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    context = multiprocessing.get_context("fork")
+    ready, done = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(str(tmp_path / "run"), ready, done))
+    other.start()
+    assert ready.wait(60)
+    arguments = [packed, tmp_path / "run", "--resume"] if verb == "train" else [tmp_path / "run"]
+    outcome = p2phd(verb, *arguments)
+    assert outcome.code == 1
+    assert f"process {other.pid} on {os.uname().nodename} is writing here" in outcome.err
+    other.kill()
+    other.join()
+    assert p2phd(verb, *arguments).code == 0, "a lock of the dead holds nobody"
+
+
+def test_resuming_takes_over_what_is_harmless_and_refuses_the_rest(p2phd: Command, packed: Path, begun: Path) -> None:
+    for flag, value in (("--learning-rate", 0.1), ("--loss-gan", "vanilla"), ("--pool-size", 2), ("--beta1", 0.1)):
+        outcome = p2phd("train", packed, begun, "--resume", flag, value)
+        assert outcome.code == 2 and f"{flag} is" in outcome.err and "was trained with" in outcome.err
+    outcome = p2phd("train", packed, begun, "--resume", "--decay-epochs", 0, "--sample-every", 2)
+    assert outcome.code == 0, outcome.err
+    assert "--decay-epochs is 0 from now on; it was 1" in outcome.out
+    changes = Run(begun).sources().changes
+    assert {"after_step": 4, "setting": "--sample-every", "from": 100, "to": 2} in changes
+    assert load_settings(run=begun).train.decay_epochs == 0
+
+
+def test_resuming_where_nothing_is_starts_anew(p2phd: Command, packed: Path, tmp_path: Path) -> None:
+    flags = ["--generator-filters", 4, "--generator-blocks", 1, "--discriminator-filters", 4, "--epochs", 1]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/dataset.json").write_text("{")  # Died while it was made.
+    outcome = p2phd("train", packed, tmp_path / "run", "--resume", "--decay-epochs", 0, "--batch-size", 6, *flags)
+    assert outcome.code == 0, outcome.err
+    assert "starting anew" in outcome.err
+    assert Run(tmp_path / "run").model_step() == 1
+
+
+def test_a_loss_that_is_no_number_stops_before_it_does_harm(
+    packed: Path, begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Trainer.batches
+
+    def poisoned(self: Trainer, start: int) -> Iterator[tuple[int, int, object]]:
+        for step, epoch, batch in original(self, start):
+            yield step, epoch, batch._replace(photo=batch.photo * np.nan) if step == 6 else batch
+
+    kept: dict[str, Any] = {}
+
+    def remember(self: Trainer, *arguments: object) -> dict[str, float]:
+        kept["trainer"] = self
+        kept["weights"] = [v.numpy().copy() for v in self.state["generator"]]
+        return step(self, *arguments)  # type: ignore[arg-type]
+
+    step = Trainer.step
+    monkeypatch.setattr(Trainer, "batches", poisoned)
+    monkeypatch.setattr(Trainer, "step", remember)
+    with pytest.raises(P2PHDError, match=r"step 6: g_\w+ is nan, on \w+, \w+; the checkpoint of step 4 is kept"):
+        train(packed, begun, load_settings(run=begun, resume=True), resume=True)
+    after = [v.numpy() for v in kept["trainer"].state["generator"]]
+    assert all((a == b).all() for a, b in zip(kept["weights"], after, strict=True))
+    assert len(Run(begun).checkpoints()) == 2
+
+
+def test_weights_that_are_no_numbers_are_not_saved_over_good_ones(
+    packed: Path, begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Trainer.step
+
+    def spoil(self: Trainer, *arguments: object) -> dict[str, float]:
+        losses = step(self, *arguments)  # type: ignore[arg-type]
+        self.state["generator"][0].assign(self.state["generator"][0] * np.nan)
+        return losses
+
+    monkeypatch.setattr(Trainer, "step", spoil)
+    monkeypatch.setattr(Trainer, "distance", lambda _: 1.0)
+    with pytest.raises(P2PHDError, match=r"no numbers"):
+        train(packed, begun, load_settings({"train": {"checkpoint_every": 1}}, run=begun, resume=True), resume=True)
+    assert Run(begun).checkpoints()[-1].name == "step-00000004"
+
+
+def test_pictures_of_one_colour_are_told_of(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = Trainer._samples
+    monkeypatch.setattr(
+        Trainer, "_samples", lambda self: (s._replace(fake=np.full_like(s.fake, -1)) for s in samples(self))
+    )
+    train(packed, tmp_path / "run", tiny_settings(train={"sample_every": 1}))
+    assert capsys.readouterr().err.count("step 3: the last 3 samples are of one colour") == 1
+
+
+OPERATIONS = ("replace", "rename", "mkdir", "rmdir", "unlink", "fsync", "open")
+
+
+class Power:
+    """Lets so many file operations happen, and none after that; what was not synced is lost."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, operations: int) -> None:
+        self.left = operations
+        self.synced: dict[int, int] = {}
+        for name in OPERATIONS:
+            monkeypatch.setattr(os, name, self._counted(getattr(os, name), name))
+
+    def _counted(self, operation: Callable[..., object], name: str) -> Callable[..., object]:
+        def counted(*arguments: object, **keywords: object) -> object:
+            if name == "open" and not (len(arguments) > 1 and int(arguments[1]) & os.O_WRONLY):  # type: ignore[call-overload]
+                return operation(*arguments, **keywords)
+            if self.left <= 0:
+                raise Death
+            self.left -= 1
+            result = operation(*arguments, **keywords)
+            if name == "fsync":
+                state = os.fstat(int(arguments[0]))  # type: ignore[call-overload]
+                self.synced[state.st_ino] = state.st_size
+            return result
+
+        return counted
+
+    def lose(self, folder: Path, before: set[int]) -> None:
+        """Cut every file to what had reached the disk."""
+        for path in folder.rglob("*"):
+            if path.is_file() and path.stat().st_ino not in before:
+                with path.open("r+b") as file:
+                    file.truncate(min(path.stat().st_size, self.synced.get(path.stat().st_ino, 0)))
+
+
+def saved(folder: Path, monkeypatch: pytest.MonkeyPatch, operations: int) -> bool:
+    """Save step 2 over steps 0 and 1, with so many file operations until the power fails; whether it sufficed."""
+    folder.mkdir()
+    run, variable = Run(folder), tf.Variable([0.0, 0.0])
+    state: State = {"generator": [variable], "pool": [variable]}
+    for step in (0, 1):
+        variable.assign([step, -step])
+        run.log({"step": step})
+        run.save_checkpoint(state, step, keep=2, distance=float(step))
+    before = {path.stat().st_ino for path in folder.rglob("*")}
+    variable.assign([2, -2])
+    with monkeypatch.context() as patch:
+        power = Power(patch, operations)
+        try:
+            run.log({"step": 2})
+            run.save_checkpoint(state, 2, keep=1, distance=2.0)
+        except Death:
+            pass
+    power.lose(folder, before)
+    return power.left > 0
+
+
+def test_power_may_fail_between_any_two_file_operations_of_a_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+    for operations in itertools.count():
+        folder = tmp_path / str(operations)
+        whole = saved(folder, monkeypatch, operations)
+        variable = tf.Variable([9.0, 9.0])
+        with Run(folder).lock():
+            step = Run(folder).restore_checkpoint({"generator": [variable], "pool": [variable]})
+            Run(folder).start_metrics(step)
+        assert variable.numpy().tolist() == [step, -step]
+        assert [line["step"] for line in metrics(folder)] == list(range(step + 1))
+        assert not list(folder.rglob("*.partial"))
+        steps.append(step)
+        if whole:
+            break
+    assert len(steps) > 15 and steps == sorted(steps) and set(steps) == {1, 2}
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def failing_power(folder: Path, work: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Do `work`, in `folder`, with more and more file operations until the power fails, on to when it is done."""
+    for operations in itertools.count():
+        before = {path.stat().st_ino for path in folder.rglob("*")}
+        with monkeypatch.context() as patch:
+            power = Power(patch, operations)
+            with contextlib.suppress(Death):
+                work()
+        power.lose(folder, before)
+        yield operations
+        if power.left > 0:
+            return
+
+
+def test_power_may_fail_anywhere_in_prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data set is made anew with other settings; whatever comes after that, gives what it would have given."""
+    city, made = tmp_path / "city", tmp_path / "here/dataset"
+    draw_city(city, train=1, val=1, seed=1, height=32, width=64)
+    kinds = [Settings(prepare={"width": width}) for width in (64, 32)]
+    clean = []
+    for number, settings in enumerate(kinds):
+        prepare(city, tmp_path / str(number), settings)
+        clean.append(tree(tmp_path / str(number)))
+
+    def start() -> None:
+        shutil.rmtree(made.parent, ignore_errors=True)
+        shutil.copytree(tmp_path / "0", made)
+
+    start()
+    for operations in failing_power(tmp_path / "here", lambda: prepare(city, made, kinds[1]), monkeypatch):
+        prepare(city, made, kinds[operations % 2])
+        assert tree(made.parent) == {f"dataset/{name}": data for name, data in clean[operations % 2].items()}
+        start()
+    assert operations > 30
+
+
+@pytest.mark.parametrize("old", [None, 3])
+def test_power_may_fail_anywhere_in_pack(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: int | None
+) -> None:
+    made, wanted = tmp_path / "here/packed", Settings(pack={"shards": 2})
+    pack(dataset, tmp_path / "clean", wanted)
+
+    def start() -> None:
+        shutil.rmtree(made.parent, ignore_errors=True)
+        made.mkdir(parents=True)
+        if old is not None:
+            pack(dataset, made, Settings(pack={"shards": old}))
+
+    start()
+    tries = 0
+    for _ in failing_power(tmp_path / "here", lambda: pack(dataset, made, wanted), monkeypatch):
+        pack(dataset, made, wanted)
+        assert tree(made) == tree(tmp_path / "clean")
+        start()
+        tries += 1
+    assert tries > 10
+
+
+def test_a_file_is_the_old_one_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "here/file"
+    files.write_text(path, "old")
+    found = []
+    for _ in failing_power(path.parent, lambda: files.write_text(path, "new"), monkeypatch):
+        found.append(path.read_text())
+        files.write_text(path, "old")
+    assert found == sorted(found, reverse=True) and set(found) == {"old", "new"}
+
+
+@pytest.mark.slow
+def test_power_may_fail_anywhere_in_a_training(
+    packed: Path, run: Path, begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load_settings(run=begun, resume=True)
+    for operations in itertools.count():
+        copy = begun.with_name(f"copy{operations}")
+        shutil.copytree(begun, copy)
+        before = {path.stat().st_ino for path in copy.rglob("*")}
+        with monkeypatch.context() as patch:
+            power = Power(patch, operations)
+            try:
+                train(packed, copy, settings, resume=True)
+                break
+            except Death:
+                power.lose(copy, before)
+        train(packed, copy, settings, resume=True)
+        same_run(copy, run)
+        shutil.rmtree(copy)
+    assert operations > 20
+    same_run(copy, run)
+
+
+@pytest.mark.slow
+def test_fifty_kills_of_every_verb(tmp_path: Path) -> None:
+    for line in kill_all(tmp_path, list(COMMANDS), kills=50, seed=0):
+        assert line.endswith("and everything is the same")

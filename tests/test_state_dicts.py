@@ -147,3 +147,31 @@ def test_class_dicts(tmp_path: Path) -> None:
     read = read_class_dict(tmp_path / "f.npy")
     assert list(read) == [7, 26]
     np.testing.assert_array_equal(read[7], content[7])
+
+
+def test_bombs_are_refused(tmp_path: Path) -> None:
+    """A few bytes that ask for gigabytes: numbered objects, repeated tensors, repeated text, and claims without values."""
+    state = {"a": _Tensor("0", "FloatStorage", (24,), 24)}
+    numbered = pickled(state)[:-1] + b"r\xff\xff\xff\x7f."
+    repeated = pickled({str(n): _Tensor("0", "FloatStorage", (24,), 24) for n in range(100)})
+    for data, message in ((numbered, "numbers more objects"), (repeated, "claim more values")):
+        path = write_zip(tmp_path / "n.pth", data, {"0": VALUES.tobytes()})
+        with pytest.raises(P2PHDError, match=rf"n.pth: .*{message}"):
+            read_state_dict(path)
+    with zipfile.ZipFile(tmp_path / "n.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("net/data.pkl", pickled(state))
+        archive.writestr("net/data/0", bytes(1 << 20))
+    with pytest.raises(P2PHDError, match="its tensors are compressed"):
+        read_state_dict(tmp_path / "n.pth")
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": "|O", "fortran_order": False, "shape": ()})
+    text = b"X" + struct.pack("<I", 100_000) + b"a" * 100_000
+    encodings = (
+        b"c_codecs\nencode\n("
+        + text
+        + b"q\x00X\x06\x00\x00\x00latin1tR"
+        + b"c_codecs\nencode\n(h\x00X\x06\x00\x00\x00latin1tR" * 50
+    )
+    (tmp_path / "f.npy").write_bytes(head.getvalue() + b"\x80\x02" + encodings + b".")
+    with pytest.raises(P2PHDError, match="refused: it claims more bytes than it holds"):
+        read_class_dict(tmp_path / "f.npy")

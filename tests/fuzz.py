@@ -1,0 +1,291 @@
+"""Damaged files of every format that is read, and what becomes of them.
+
+    python -m tests.fuzz --minutes 60 --seed 1
+
+A format is a good file, and a reader whose result tells whether what was read is right. Every mutation of the file must be
+refused with a `P2PHDError` that names it, or must not matter; and no reader may take more memory than a few times the file's
+size.
+"""
+
+import argparse
+import faulthandler
+import pickle
+import random
+import resource
+import shutil
+import struct
+import sys
+import tempfile
+import time
+import tracemalloc
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from pix2pixhd_cli.data import labels, pictures
+from pix2pixhd_cli.data.dataset import read_spec
+from pix2pixhd_cli.data.records import PackedSplit
+from pix2pixhd_cli.data.state_dicts import LEGACY_MAGIC, read_class_dict, read_state_dict
+from pix2pixhd_cli.errors import P2PHDError
+from pix2pixhd_cli.features import FeatureClusters, FeatureCodes
+from pix2pixhd_cli.perceptual_weights import load_vgg
+from pix2pixhd_cli.pipeline.cluster import cluster
+from pix2pixhd_cli.pipeline.encode import encode
+from pix2pixhd_cli.pipeline.pack import pack
+from pix2pixhd_cli.pipeline.prepare import prepare
+from pix2pixhd_cli.pipeline.train import train
+from pix2pixhd_cli.runs import NETWORKS, TRAINING, Run, network_variables, read_variables
+from pix2pixhd_cli.settings import load_settings
+from tests.conftest import draw_city, tiny_settings
+from tests.test_state_dicts import _Tensor, pickled
+
+HANGS = 120  # Seconds after which a reader is given up, with everything else.
+MEMORY = 64 << 20  # Bytes that any reader may take beside a few times the file's size.
+
+
+@dataclass(frozen=True)
+class Format:
+    """A file to damage, and what reads it; `exact` formats have checksums, so that no damage may change what is read."""
+
+    path: Path
+    read: Callable[[Path], Any]
+    exact: bool = True
+
+
+def mutate(data: bytes, rng: random.Random) -> bytes:
+    """One kind of damage at one place."""
+    place, length = rng.randrange(len(data) + 1), rng.choice([1, 2, 4, 8, 64, 1024])
+    before, hit, after = data[:place], data[place : place + length], data[place + length :]
+    kind = rng.randrange(8)
+    if kind == 0:
+        return before
+    if kind == 1:
+        return before + rng.randbytes(length) + hit + after
+    if kind == 2:
+        return before + after
+    if kind == 3:
+        return before + bytes(len(hit)) + after
+    if kind == 4:
+        return before + b"\xff" * len(hit) + after
+    if kind == 5:
+        other = rng.randrange(len(data) + 1)
+        return before + data[other : other + length] + after
+    if kind == 6:
+        return before + rng.randbytes(len(hit)) + after
+    return before + bytes([hit[0] ^ 1 << rng.randrange(8)]) + hit[1:] + after if hit else data + b"\0"
+
+
+def outcome(form: Format, data: bytes, expected: Any, folder: Path) -> str:
+    """`refused`, `harmless` or `changed`; raises whatever else the reader raises, and `AssertionError` for too much memory."""
+    path = folder / form.path.name
+    path.write_bytes(data)
+    tracemalloc.start()
+    faulthandler.dump_traceback_later(HANGS, exit=True)
+    try:
+        found = form.read(path)
+    except P2PHDError as error:
+        assert path.name in str(error), f"{error} names no file"
+        return "refused"
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < MEMORY + 20 * len(data), f"{peak >> 20} MiB for a file of {len(data)} bytes"
+    return "harmless" if same(found, expected) else "changed"
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two results are equal to the last bit."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+    return bool(a == b)
+
+
+def formats(folder: Path, dataset: Path, packed: Path, run: Path) -> dict[str, Format]:
+    """A good file of every format under `folder`, beside what it needs, and its reader."""
+    folder.mkdir(exist_ok=True)
+    for name, source in (("dataset", dataset), ("packed", packed), ("run", run)):
+        shutil.copytree(source, folder / name)
+    run, packed, dataset = folder / "run", folder / "packed", folder / "dataset"
+    settings = load_settings(run=run)
+    checkpoint = Run(run).checkpoints()[-1]
+    photo = next((dataset / "train/photo").iterdir())
+    jpeg, webp, tiff = (folder / f"photo.{suffix}" for suffix in ("jpg", "webp", "tif"))
+    for path in (jpeg, webp, tiff):
+        Image.fromarray(pictures.read_photo(photo)).save(path)
+    polygons, legacy = folder / "polygons.json", folder / "legacy.pth"
+    legacy.write_bytes(legacy_state_dict())
+    polygons.write_text(
+        '{"imgHeight": 32, "imgWidth": 64, "objects": [{"label": "car", "polygon": [[1, 1], [20, 1], [20, 9.5]]}]}'
+    )
+    toml, table, config = folder / "classes.toml", folder / "classes.csv", folder / "config.toml"
+    toml.write_text(
+        '[[classes]]\nid = 0\nname = "sky"\ncolor = [70, 130, 180]\n[[classes]]\nid = 8\nname = "car"\nthing = true\n'
+    )
+    table.write_text("id,name,color,thing\n0,sky,#4682b4,\n8,car,#00008e,1\n")
+    config.write_text("[train]\nepochs = 5\nlearning_rate = 0.0002\n[prepare]\nignore_id = [255, 254]\nwidth = 64\n")
+    shallow = folder / "vgg.h5"
+    with h5py.File(shallow, "w") as file:
+        file["block1_conv1/kernel:0"] = np.zeros((3, 3, 3, 4), np.float32)
+    np.savez(folder / "vgg.npz", block1_conv1_kernel=np.zeros((3, 3, 3, 4), np.float32))
+    golden = Path(__file__).parent / "golden"
+    codes = folder / "features.npy"
+    np.save(codes, np.array({7: np.zeros((3, 4))}, dtype=object), allow_pickle=True)
+
+    def beside(path: Path, whole: Path) -> Path:
+        """The folder `whole` with this file in the place of its own."""
+        target = whole / path.name
+        shutil.copy(path, target)
+        return whole
+
+    def state(name: str) -> dict[str, Any]:
+        with np.load(checkpoint / name) as file:
+            found: dict[str, list[tf.Variable]] = {}
+            for key in file.files:
+                if "/" in key:
+                    found.setdefault(key.partition("/")[0], []).append(tf.Variable(file[key]))
+        return found
+
+    networks, training = state(NETWORKS), state(TRAINING)
+
+    def restored(path: Path, variables: dict[str, Any]) -> Any:
+        read_variables(path, variables)
+        return {name: [v.numpy() for v in found] for name, found in variables.items()}
+
+    def model(path: Path) -> Any:
+        folder = beside(path, run / "model").parent
+        loaded = Run(folder).load_model(settings)
+        return {name: [v.numpy() for v in found] for name, found in network_variables(loaded).items()}
+
+    def logged(path: Path) -> Any:
+        Run(path.parent).start_metrics(1 << 60)
+        return path.read_text()
+
+    def drawn(path: Path) -> Any:
+        return labels.read_polygons(path, labels.CITYSCAPES, most=1 << 20)
+
+    def examples(path: Path) -> Any:
+        split = PackedSplit(beside(path, packed), "train")
+        return [[e.stem, e.label, e.instance, e.photo] for e in split]
+
+    split = next(path for path in packed.iterdir() if path.name.startswith("train"))
+    return {
+        "label.png": Format(next((dataset / "train/label").iterdir()), pictures.read_label_map),
+        "instance.png": Format(next((dataset / "train/instance").iterdir()), pictures.read_instance_map),
+        "photo.png": Format(photo, pictures.read_photo),
+        "photo.jpg": Format(jpeg, pictures.read_photo, exact=False),
+        "dataset.json": Format(dataset / "dataset.json", lambda path: read_spec(path.parent)),
+        "pack.json": Format(packed / "pack.json", examples),
+        "shard": Format(split, examples),
+        "settings.json": Format(run / "settings.json", lambda path: load_settings(run=path.parent)),
+        "sources.json": Format(run / "sources.json", lambda path: Run(path.parent).sources().model_dump()),
+        "dataset.json of a run": Format(run / "dataset.json", lambda path: Run(path.parent).spec()),
+        "weights.npz": Format(run / "model/weights.npz", model),
+        "networks.npz": Format(checkpoint / NETWORKS, lambda path: restored(path, networks)),
+        "training.npz": Format(checkpoint / TRAINING, lambda path: restored(path, training)),
+        "features.npz": Format(run / "features.npz", lambda path: vars(FeatureCodes.load(path))),
+        "clusters.npz": Format(
+            run / "clusters.npz",
+            lambda path: {i: vars(s) for i, s in FeatureClusters.load(path).classes.items()},
+        ),
+        "metrics.jsonl": Format(run / "metrics.jsonl", logged, exact=False),
+        "polygons.json": Format(polygons, drawn, exact=False),
+        "photo.webp": Format(webp, pictures.read_photo, exact=False),
+        "photo.tif": Format(tiff, pictures.read_photo, exact=False),
+        "legacy.pth": Format(legacy, read_state_dict, exact=False),
+        "net_G.pth": Format(golden / "encoder_net_E.pth", read_state_dict),
+        "features.npy": Format(codes, read_class_dict, exact=False),
+        "vgg.h5": Format(shallow, lambda path: load_vgg(str(path)).sha256),
+        "vgg.npz": Format(folder / "vgg.npz", lambda path: load_vgg(str(path)).sha256),
+        "classes.toml": Format(toml, labels.read_class_table, exact=False),
+        "classes.csv": Format(table, labels.read_class_table, exact=False),
+        "config.toml": Format(config, lambda path: load_settings(config=path), exact=False),
+    }
+
+
+def attack(name: str, form: Format, folder: Path, rng: random.Random, count: int) -> Counter[str]:
+    """Damage a file so many times; raises `AssertionError` for an outcome that is not allowed, and keeps the damaged file."""
+    data, found = form.path.read_bytes(), Counter[str]()
+    room = folder / "rooms" / name
+    room.mkdir(parents=True, exist_ok=True)
+    (room / form.path.name).write_bytes(data)
+    try:
+        expected = form.read(room / form.path.name)
+    except P2PHDError:
+        expected = None  # A format that is refused even when whole, for what is in it.
+    for number in range(count):
+        damaged = mutate(data, rng)
+        if rng.random() < 0.2 and damaged:
+            damaged = mutate(damaged, rng)
+        kept = room / f"damage-{number}"
+        try:
+            result = outcome(form, damaged, expected, room)
+            assert result != "changed" or not form.exact, "the damage was not seen"
+        except BaseException as error:
+            kept.write_bytes(damaged)
+            raise AssertionError(f"{name}: {type(error).__name__}: {error}; the damaged file is {kept}") from error
+        found[result] += 1
+    outcome(form, data, expected, room)  # Others read this file too.
+    return found
+
+
+def legacy_state_dict() -> bytes:
+    """A `.pth` as PyTorch wrote it before 1.6."""
+    values = np.arange(24, dtype=np.float32)
+    parts = [pickle.dumps(LEGACY_MAGIC, 2), pickle.dumps(1001, 2), pickle.dumps({"little_endian": True}, 2)]
+    parts += [pickled({"a.weight": _Tensor("77", "FloatStorage", (4, 6), 24)}, extra=(None,)), pickle.dumps(["77"], 2)]
+    return b"".join([*parts, struct.pack("<q", 24), values.tobytes()])
+
+
+def main() -> None:
+    """Go on until the time is over, and print what became of the damaged files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=60, help="how long (default 60)")
+    parser.add_argument("--seed", type=int, default=0, help="of the damages (default 0)")
+    arguments = parser.parse_args()
+    rng, end = random.Random(arguments.seed), time.monotonic() + 60 * arguments.minutes
+    found: dict[str, Counter[str]] = {}
+    folder = Path(tempfile.mkdtemp(prefix="p2phd-fuzz-"))
+    known = formats(folder / "good", *make_everything(folder))
+    findings = 0
+    while time.monotonic() < end:
+        for name, form in known.items():
+            try:
+                found.setdefault(name, Counter()).update(attack(name, form, folder / "good", rng, 20))
+            except AssertionError as error:
+                findings += 1
+                print(error, flush=True)
+    for name, counts in found.items():
+        print(f"{name:25} " + "  ".join(f"{what} {count}" for what, count in sorted(counts.items())))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    print(f"{sum(map(Counter.total, found.values()))} damages, {findings} findings, peak memory {peak} MiB")
+    if findings:
+        sys.exit(f"the files that were not refused lie in {folder}")
+    shutil.rmtree(folder)
+
+
+def make_everything(folder: Path) -> tuple[Path, Path, Path]:
+    """A tiny data set, pack, and run with codes and styles."""
+    city, dataset, packed, run = (folder / name for name in ("city", "dataset", "packed", "run"))
+    draw_city(city, train=6, val=3, seed=1, height=32, width=64)
+    prepare(city, dataset)
+    pack(dataset, packed)
+    train(packed, run, tiny_settings())
+    encode(run)
+    cluster(run)
+    return dataset, packed, run
+
+
+if __name__ == "__main__":
+    main()

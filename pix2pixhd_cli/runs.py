@@ -222,6 +222,10 @@ class Run:
             sync(target.parent)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+        self.prune(keep)
+
+    def prune(self, keep: int) -> None:
+        """Delete all checkpoints but the newest `keep` and the best."""
         for old in set(self.checkpoints()[:-keep]) - {self.best_checkpoint()}:
             _delete(old)
 

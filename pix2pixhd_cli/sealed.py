@@ -21,15 +21,15 @@ def seal(values: Mapping[str, Any]) -> str:
 
 
 def unseal(text: str) -> dict[str, Any]:
-    """The values of such a file, or of one without a checksum; raises `ValueError` if it is not what was written."""
+    """The values of such a file, or of one whose checksum is null; raises `ValueError` if it is not what was written."""
     try:
         values = json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
     if not isinstance(values, dict):
         raise ValueError("it holds no object")
-    if values.pop(KEY, None) not in (None, _checksum(values)):
-        raise ValueError(f'it does not fit its checksum; if you changed it, take out the line "{KEY}"')
+    if values.pop(KEY, "") not in (None, _checksum(values)):
+        raise ValueError(f'it does not fit its checksum; if you changed it, make the last line "{KEY}": null')
     return values
 
 

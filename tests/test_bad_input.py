@@ -1,6 +1,5 @@
 """What users get wrong: each mistake ends in one clear line with the file or flag and the way out, and leaves nothing behind."""
 
-import json
 import os
 import shlex
 import shutil
@@ -17,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pix2pixhd_cli.sealed import unseal
+from pix2pixhd_cli.sealed import seal, unseal
 from tests.conftest import Command, read, save
 
 Breaker = Callable[[Path], object]  # Gets a folder of its own, with copies of what it breaks.
@@ -139,19 +138,19 @@ def clusters(**changes: Callable[[NDArray[Any]], NDArray[Any]]) -> Breaker:
 def escaping_shard(tmp: Path) -> None:
     spec = unseal((tmp / "packed/pack.json").read_text())
     spec["shards"]["train"][0]["file"] = "../outside"
-    (tmp / "packed/pack.json").write_text(json.dumps(spec))
+    (tmp / "packed/pack.json").write_text(seal(spec))
 
 
 def escaping_stem(tmp: Path) -> None:
     spec = unseal((tmp / "dataset/dataset.json").read_text())
     spec["splits"]["val"][0]["stem"] = "../../outside"
-    (tmp / "dataset/dataset.json").write_text(json.dumps(spec))
+    (tmp / "dataset/dataset.json").write_text(seal(spec))
 
 
 def other_filters(tmp: Path) -> None:
     settings = unseal((tmp / "run/settings.json").read_text())
     settings["generator"]["filters"] = 1024
-    (tmp / "run/settings.json").write_text(json.dumps(settings))
+    (tmp / "run/settings.json").write_text(seal(settings))
 
 
 CAR = '{"imgHeight": %s, "imgWidth": 64, "objects": [{"label": "%s", "polygon": [[1, 1], [9, 1], [9, 9]]}]}'
@@ -437,7 +436,7 @@ def test_a_run_without_an_encoder(p2phd: Command, run: Path, tmp_path: Path) -> 
     path = tmp_path / "run" / "settings.json"
     settings = unseal(path.read_text())
     settings["encoder"]["enabled"] = False
-    path.write_text(json.dumps(settings))
+    path.write_text(seal(settings))
     outcome = p2phd("encode", tmp_path / "run")
     assert outcome.code == 1 and "was trained without an encoder" in outcome.err
 

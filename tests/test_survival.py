@@ -5,6 +5,7 @@ import errno
 import itertools
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -110,6 +111,18 @@ def test_the_newest_and_the_best_checkpoints_are_kept(
     newest = load_settings({"train": {"model": "newest"}}, run=folder.folder, resume=True)
     train(packed, folder.folder, newest, resume=True)
     assert folder.model_step() == 6
+
+
+def test_a_sealed_file_may_be_changed_by_hand_aloud(p2phd: Command, packed: Path, begun: Path) -> None:
+    path = begun / "settings.json"
+    text = path.read_text()
+    path.write_text(text.replace('"epochs": 1', '"epochs": 2'))
+    outcome = p2phd("train", packed, begun, "--resume", "--dry-run")
+    assert (
+        outcome.code == 1 and "settings.json: damaged (it does not fit its checksum; if you changed it" in outcome.err
+    )
+    path.write_text(re.sub('"checksum": .*', '"checksum": null', path.read_text()))
+    assert p2phd("train", packed, begun, "--resume", "--dry-run").code == 0
 
 
 def test_checkpoints_by_the_clock(packed: Path, tmp_path: Path) -> None:

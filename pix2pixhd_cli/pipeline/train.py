@@ -61,6 +61,7 @@ def _train(folder: Run, split: PackedSplit, settings: Settings, init_from: Path 
     chosen, start = trainer.settings, 0
     if resuming:
         start = folder.restore_checkpoint(trainer.state)
+        folder.prune(chosen.train.keep_checkpoints)
         changed = _tell_changes(settings_of_run(folder.folder), chosen, start)
         folder.save_settings(chosen)
         sources = folder.sources()

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pix2pixhd_cli.data.arrays import open_arrays, write_arrays
 from pix2pixhd_cli.data.dataset import DatasetSpec
+from pix2pixhd_cli.data.files import is_text
 from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.settings import whole_number
 
@@ -376,12 +377,20 @@ def _load(path: Path, layout: Mapping[str, tuple[str, str]], missing: str) -> di
         with open_arrays(path) as file:
             for name, (dtype, letters) in layout.items():
                 found = arrays[name] = file.read(name)
-                fits = found.dtype.kind == "U" if dtype == "U" else found.dtype == dtype
-                fits = fits and found.ndim == len(letters) and (dtype == "U" or bool(np.isfinite(found).all()))
-                if not fits or any(
+                if not _holds(found, dtype, len(letters)) or any(
                     sides.setdefault(*pair) != pair[1] for pair in zip(letters, found.shape, strict=True)
                 ):
                     raise P2PHDError(f"{path}: damaged ({name} is not what it must be); make it again")
     except FileNotFoundError:
         raise P2PHDError(f"{path.parent}: {missing}") from None
     return arrays
+
+
+def _holds(array: NDArray[Any], dtype: str, ndim: int) -> bool:
+    """Whether there are finite numbers of this type, or text (U), in so many dimensions."""
+    if array.ndim != ndim or (array.dtype.kind != "U" if dtype == "U" else array.dtype != dtype):
+        return False
+    try:
+        return all(map(is_text, array.flat)) if dtype == "U" else bool(np.isfinite(array).all())
+    except (ValueError, SystemError):
+        return False  # There are numbers in it that are no characters.

@@ -128,12 +128,12 @@ class Run:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / LOCK
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             self._take(descriptor)
             sweep(self.folder, self.model.parent, self.folder / "samples")
             for left in self.folder.glob("checkpoints/.*.partial"):
-                shutil.rmtree(left)
+                shutil.rmtree(left, ignore_errors=True)
             try:
                 yield
             finally:
@@ -286,6 +286,7 @@ class Run:
     def start_metrics(self, step: int) -> None:
         """Drop what was logged after `step`, so that a resumed run logs every step once."""
         if not self.metrics.exists():
+            self.metrics.unlink(missing_ok=True)  # A link to nowhere.
             return
         lines = [line for line in self.metrics.read_bytes().splitlines() if _step(line) <= step]
         write_text(self.metrics, "".join(f"{line.decode()}\n" for line in lines))
@@ -371,7 +372,7 @@ def _delete(checkpoint: Path) -> None:
         going = checkpoint.with_name(f".{checkpoint.name}.deleted.partial")
         shutil.rmtree(going, ignore_errors=True)
         checkpoint.replace(going)
-        shutil.rmtree(going)
+        shutil.rmtree(going, ignore_errors=True)
 
 
 def _step_of(checkpoint: Path) -> int:

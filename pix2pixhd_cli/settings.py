@@ -461,13 +461,17 @@ def _read_run(run: Path) -> Values:
     path = run / "settings.json"
     try:
         with naming(path):
-            return unseal(path.read_text(encoding="utf-8"))
+            values = unseal(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise P2PHDError(
             f"{run}: no trained run here (settings.json is missing); `p2phd train PACKED {run}` makes one"
         ) from None
     except ValueError as error:
         raise P2PHDError(f"{path}: damaged ({error})") from None
+    strange = sorted(set(values) - set(SAVED_SECTIONS))
+    if strange:
+        raise P2PHDError(f"{path}: damaged (runs keep no section {strange[0]!r})")
+    return values
 
 
 def _explain(problem: Any, layers: list[Layer]) -> str:

@@ -122,17 +122,29 @@ def loop(tmp: Path) -> None:
     (tmp / "loop").symlink_to(tmp / "loop")
 
 
-def clusters(**changes: Callable[[NDArray[Any]], NDArray[Any]]) -> Breaker:
-    """Change arrays of the run's styles."""
+def arrays(name: str, /, **changes: Callable[[NDArray[Any]], NDArray[Any]]) -> Breaker:
+    """Change arrays in a file of the run."""
 
     def breaker(tmp: Path) -> None:
-        with np.load(tmp / "run/clusters.npz") as file:
-            arrays = dict(file)
-        for name, change in changes.items():
-            arrays[name] = change(arrays[name])
-        np.savez(tmp / "run/clusters.npz", allow_pickle=True, **arrays)
+        with np.load(tmp / "run" / name) as file:
+            found = dict(file)
+        for array, change in changes.items():
+            found[array] = change(found[array])
+        np.savez(tmp / "run" / name, allow_pickle=True, **found)
 
     return breaker
+
+
+def own_limits(tmp: Path) -> None:
+    """A stranger's run shall not decide how large a picture may be."""
+    settings = unseal((tmp / "run/settings.json").read_text())
+    (tmp / "run/settings.json").write_text(seal(settings | {"generate": {"max_pixels": 1 << 60}}))
+
+
+def linked_lock(tmp: Path) -> None:
+    """What the lock is a link to must not be written to."""
+    (tmp / "run/.lock").unlink(missing_ok=True)
+    (tmp / "run/.lock").symlink_to(tmp / "small.png")
 
 
 def escaping_shard(tmp: Path) -> None:
@@ -280,19 +292,19 @@ IN_FLAGS = [
         "generate {tmp}/run {dataset} {tmp}/out",
         "clusters.npz: damaged (centre is not what it must be)",
         copies="run",
-        breaker=clusters(centre=lambda a: a * np.nan),
+        breaker=arrays("clusters.npz", centre=lambda a: a * np.nan),
     ),
     Mistake(
         "generate {tmp}/run {dataset} {tmp}/out",
         "clusters.npz: damaged",
         copies="run",
-        breaker=clusters(name=lambda a: a.astype(object)),
+        breaker=arrays("clusters.npz", name=lambda a: a.astype(object)),
     ),
     Mistake(
         "generate {tmp}/run {dataset} {tmp}/out",
         "clusters.npz: not of this run; cluster again",
         copies="run",
-        breaker=clusters(centre=lambda a: a[:, :2], class_mean=lambda a: a[:, :2]),
+        breaker=arrays("clusters.npz", centre=lambda a: a[:, :2], class_mean=lambda a: a[:, :2]),
     ),
     Mistake(
         "generate {tmp}/run {dataset} {tmp}/out",
@@ -300,6 +312,19 @@ IN_FLAGS = [
         copies="run",
         breaker=other_filters,
     ),
+    Mistake(
+        "cluster {tmp}/run",
+        "features.npz: damaged (stem is not what it must be)",
+        copies="run",
+        breaker=arrays("features.npz", stem=lambda a: (a.view(np.uint32) + 0x110000).view(a.dtype)),
+    ),
+    Mistake(
+        "generate {tmp}/run {dataset} {tmp}/out",
+        "settings.json: damaged (runs keep no section 'generate')",
+        copies="run",
+        breaker=own_limits,
+    ),
+    Mistake("encode {tmp}/run", "/run/.lock: ", copies="run", breaker=linked_lock),
     Mistake("export {tmp} {tmp}/made", "no trained run here"),
     Mistake("export {run} {dataset}", "{dataset}: holds other files"),
     Mistake("import {tmp}/empty {tmp}/made", "latest_net_G.pth: no such file"),

@@ -5,14 +5,14 @@ dataset/   dataset.json   SPLIT/{label,instance,boundary,photo}/STEM.png
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pix2pixhd_cli.data.files import PlainName
-from pix2pixhd_cli.data.labels import MAX_CLASSES, LabelClass, find_class
+from pix2pixhd_cli.data.labels import MAX_CLASSES, MAX_ID, LabelClass, find_class
 from pix2pixhd_cli.data.pictures import PictureError, read_instance_map, read_label_map, read_photo
 from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.sealed import read_sealed
@@ -57,7 +57,7 @@ class DatasetSpec(BaseModel):
     input: InputKind = "labels"
     classes: tuple[LabelClass, ...]
     labels: int = Field(ge=0, le=MAX_CLASSES)
-    ignored: tuple[int, ...]
+    ignored: tuple[Annotated[int, Field(ge=0, le=MAX_ID)], ...]
     has_instances: bool
     splits: dict[PlainName, tuple[ExampleEntry, ...]]
     pixels: dict[PlainName, dict[int, int]]

@@ -22,7 +22,19 @@ def check_plain_name(text: str) -> str:
 
 def plain_name(text: str) -> str:
     """A text with `_` in the place of slashes, control characters and what is no character."""
-    return "".join("_" if c in "/\\" or category(c) in ("Cc", "Cs") else c for c in text)
+    return "".join("_" if c in "/\\" or not is_text(c) else c for c in text)
+
+
+def is_text(text: str) -> bool:
+    """Whether there are characters alone, without what a terminal would obey or no file can hold."""
+    return not any(category(c) in ("Cc", "Cs") for c in text)
+
+
+def check_text(text: str) -> str:
+    """A text of characters alone; raises `ValueError` for any other."""
+    if not is_text(text):
+        raise ValueError("holds control characters")
+    return text
 
 
 PlainName = Annotated[str, AfterValidator(check_plain_name)]

@@ -10,8 +10,9 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from pix2pixhd_cli.data.files import check_text
 from pix2pixhd_cli.data.pictures import PictureError
 from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.settings import MOST_PIXELS, whole_number
@@ -19,8 +20,11 @@ from pix2pixhd_cli.settings import MOST_PIXELS, whole_number
 MAX_CLASSES = 1024
 MAX_ID = 65535
 FARTHEST = 1 << 20  # Pixels that a polygon may reach beyond its picture.
+
+
 Level = Annotated[int, Field(ge=0, le=255)]
 Colour = tuple[Level, Level, Level]
+ClassName = Annotated[str, Field(min_length=1), AfterValidator(check_text)]
 
 
 class LabelClass(BaseModel):
@@ -29,7 +33,7 @@ class LabelClass(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: int = Field(ge=0, lt=MAX_CLASSES)
-    name: str = Field(min_length=1)
+    name: ClassName
     color: Colour
     thing: bool = False
 

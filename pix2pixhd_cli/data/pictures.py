@@ -6,7 +6,9 @@ Pillow happily drops a 16-bit instance map to 8 bits or turns colours into ids; 
 reader raises `PictureError`, which names the file and what is wrong with it.
 """
 
+import logging
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +24,9 @@ from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.settings import MOST_PIXELS
 
 Image.MAX_IMAGE_PIXELS = None  # The readers here compare for themselves.
+# What Pillow has to say of a damaged picture, beside raising, helps nobody.
+warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # All that is opened: others may start programs.
 LOSSY = ("JPEG", "MPO", "WEBP")
 INTEGER_MODES = ("1", "L", "P", "I;16", "I;16B", "I;16L", "I")

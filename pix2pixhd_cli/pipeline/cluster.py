@@ -70,7 +70,7 @@ def _encoded_split(codes: FeatureCodes, packed: Path | None) -> PackedSplit:
     sides = {entry.stem: (entry.height, entry.width) for entry in split.entries}
     for stem, box in zip(codes.stem, codes.box, strict=True):
         height, width = sides.get(str(stem), (0, 0))
-        if box[2] > height or box[3] > width:
+        if not (0 <= box[0] < box[2] <= height and 0 <= box[1] < box[3] <= width):
             raise P2PHDError(f"{split.packed}: is not what was encoded ({stem} is missing or smaller)")
     return split
 

@@ -44,7 +44,7 @@ from pix2pixhd_cli.pipeline.train import train
 from pix2pixhd_cli.runs import NETWORKS, TRAINING, Run, network_variables, read_variables
 from pix2pixhd_cli.settings import load_settings
 from tests.conftest import draw_city, tiny_settings
-from tests.test_state_dicts import _Tensor, pickled
+from tests.test_state_dicts import Tensor, pickled
 
 HANGS = 120  # Seconds after which a reader is given up, with everything else.
 MEMORY = 64 << 20  # Bytes that any reader may take beside a few times the file's size.
@@ -244,7 +244,7 @@ def legacy_state_dict() -> bytes:
     """A `.pth` as PyTorch wrote it before 1.6."""
     values = np.arange(24, dtype=np.float32)
     parts = [pickle.dumps(LEGACY_MAGIC, 2), pickle.dumps(1001, 2), pickle.dumps({"little_endian": True}, 2)]
-    parts += [pickled({"a.weight": _Tensor("77", "FloatStorage", (4, 6), 24)}, extra=(None,)), pickle.dumps(["77"], 2)]
+    parts += [pickled({"a.weight": Tensor("77", "FloatStorage", (4, 6), 24)}, extra=(None,)), pickle.dumps(["77"], 2)]
     return b"".join([*parts, struct.pack("<q", 24), values.tobytes()])
 
 

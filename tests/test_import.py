@@ -163,7 +163,7 @@ def test_an_imported_run_can_be_trained_on_but_not_resumed(packed: Path, tmp_pat
 def export_state_dicts(run: Path, folder: Path) -> Path:
     """Write a tiny global run the way the reference would: the reverse of the importer, for this test alone."""
     from tests.test_coarse_to_fine import built
-    from tests.test_state_dicts import _Tensor, pickled
+    from tests.test_state_dicts import Tensor, pickled
 
     folder.mkdir()
     model = built(run)
@@ -179,7 +179,7 @@ def export_state_dicts(run: Path, folder: Path) -> Path:
             value = weight.numpy()
             value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value
             name = f"{prefix}{names[letter][n // 2]}.{'bias' if n % 2 else 'weight'}"
-            state[name] = _Tensor(str(n), "FloatStorage", value.shape, value.size)
+            state[name] = Tensor(str(n), "FloatStorage", value.shape, value.size)
             storages[str(n)] = np.ascontiguousarray(value).tobytes()
         write_zip(folder / f"latest_net_{letter}.pth", pickled(state), storages)
     return folder

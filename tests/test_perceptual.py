@@ -16,7 +16,7 @@ from pix2pixhd_cli.model.perceptual import MEANS_BGR, Vgg, perceptual_loss
 from pix2pixhd_cli.perceptual_weights import load_vgg
 from pix2pixhd_cli.pipeline.train import train
 from tests.conftest import Command, tiny_settings
-from tests.test_state_dicts import _Tensor, pickled, write_zip
+from tests.test_state_dicts import Tensor, pickled, write_zip
 from tests.test_training import metrics
 
 COUNTS = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -53,7 +53,7 @@ def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     state, storages = {}, {}
     for n, array in enumerate(arrays.values()):
         value = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
-        state[f"features.{n // 2}.{'weight' if array.ndim == 4 else 'bias'}"] = _Tensor(
+        state[f"features.{n // 2}.{'weight' if array.ndim == 4 else 'bias'}"] = Tensor(
             str(n), "FloatStorage", value.shape, value.size
         )
         storages[str(n)] = np.ascontiguousarray(value).tobytes()

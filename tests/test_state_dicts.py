@@ -24,7 +24,7 @@ class _Torch:
         self.module, self.name = module, name
 
 
-class _Tensor:
+class Tensor:
     def __init__(self, key: str, dtype: str, shape: tuple[int, ...], length: int, offset: int = 0) -> None:
         self.key, self.dtype, self.shape, self.length, self.offset = key, dtype, shape, length, offset
 
@@ -33,13 +33,13 @@ _Base: Any = vars(pickle)["_Pickler"]  # The one in Python, whose `save` can be 
 
 
 class _Pickler(_Base):
-    """Writes `_Tensor`s the way PyTorch does."""
+    """Writes `Tensor`s the way PyTorch does."""
 
     def save(self, obj: Any, save_persistent_id: bool = True) -> Any:
         if isinstance(obj, _Torch):
             self.write(b"c" + f"{obj.module}\n{obj.name}\n".encode())
             return None
-        if isinstance(obj, _Tensor):
+        if isinstance(obj, Tensor):
             strides = [int(np.prod(obj.shape[n + 1 :])) for n in range(len(obj.shape))]
             self.save(_Torch("torch._utils", "_rebuild_tensor_v2"))
             self.write(b"(")
@@ -75,7 +75,7 @@ VALUES = np.arange(24, dtype=np.float32)
 
 @pytest.mark.parametrize(("dtype", "code"), [("FloatStorage", "<f4"), ("HalfStorage", "<f2"), ("DoubleStorage", "<f8")])
 def test_zip_files_of_any_precision(tmp_path: Path, dtype: str, code: str) -> None:
-    state = {"a.weight": _Tensor("0", dtype, (2, 3, 4), 24), "a.bias": _Tensor("0", dtype, (3,), 24, offset=5)}
+    state = {"a.weight": Tensor("0", dtype, (2, 3, 4), 24), "a.bias": Tensor("0", dtype, (3,), 24, offset=5)}
     read = read_state_dict(write_zip(tmp_path / "n.pth", pickled(state), {"0": VALUES.astype(code).tobytes()}))
     np.testing.assert_array_equal(read["a.weight"], VALUES.reshape(2, 3, 4))
     np.testing.assert_array_equal(read["a.bias"], VALUES[5:8])
@@ -83,7 +83,7 @@ def test_zip_files_of_any_precision(tmp_path: Path, dtype: str, code: str) -> No
 
 
 def test_legacy_files(tmp_path: Path) -> None:
-    state = {"a.weight": _Tensor("77", "HalfStorage", (4, 6), 24)}
+    state = {"a.weight": Tensor("77", "HalfStorage", (4, 6), 24)}
     parts = [pickle.dumps(LEGACY_MAGIC, 2), pickle.dumps(1001, 2), pickle.dumps({"little_endian": True}, 2)]
     parts += [
         pickled(state, extra=(None,)),
@@ -127,7 +127,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path: Path, kind: str) ->
 
 
 def test_a_tensor_that_reaches_out_of_its_storage_is_refused(tmp_path: Path) -> None:
-    for tensor in (_Tensor("0", "FloatStorage", (5, 5), 24), _Tensor("0", "FloatStorage", (2,), 24, offset=-1)):
+    for tensor in (Tensor("0", "FloatStorage", (5, 5), 24), Tensor("0", "FloatStorage", (2,), 24, offset=-1)):
         path = write_zip(tmp_path / "n.pth", pickled({"a": tensor}), {"0": VALUES.tobytes()})
         with pytest.raises(P2PHDError, match="does not fit its 24 values"):
             read_state_dict(path)
@@ -151,9 +151,9 @@ def test_class_dicts(tmp_path: Path) -> None:
 
 def test_bombs_are_refused(tmp_path: Path) -> None:
     """A few bytes that ask for gigabytes: numbered objects, repeated tensors, repeated text, and claims without values."""
-    state = {"a": _Tensor("0", "FloatStorage", (24,), 24)}
+    state = {"a": Tensor("0", "FloatStorage", (24,), 24)}
     numbered = pickled(state)[:-1] + b"r\xff\xff\xff\x7f."
-    repeated = pickled({str(n): _Tensor("0", "FloatStorage", (24,), 24) for n in range(100)})
+    repeated = pickled({str(n): Tensor("0", "FloatStorage", (24,), 24) for n in range(100)})
     for data, message in ((numbered, "numbers more objects"), (repeated, "claim more values")):
         path = write_zip(tmp_path / "n.pth", data, {"0": VALUES.tobytes()})
         with pytest.raises(P2PHDError, match=rf"n.pth: .*{message}"):
@@ -175,3 +175,15 @@ def test_bombs_are_refused(tmp_path: Path) -> None:
     (tmp_path / "f.npy").write_bytes(head.getvalue() + b"\x80\x02" + encodings + b".")
     with pytest.raises(P2PHDError, match="refused: it claims more bytes than it holds"):
         read_class_dict(tmp_path / "f.npy")
+
+
+def test_a_tensor_that_claims_to_be_packed_large_is_refused(tmp_path: Path) -> None:
+    """Found by an hour of damages: 12 bytes whose packed size was said to be 128 MiB."""
+    state = {"a": Tensor("0", "FloatStorage", (24,), 24)}
+    path = write_zip(tmp_path / "n.pth", pickled(state), {"0": VALUES.tobytes()})
+    data = bytearray(path.read_bytes())
+    entry = data.rindex(b"PK\x01\x02")
+    data[entry + 20 : entry + 24] = struct.pack("<I", 1 << 27)
+    path.write_bytes(data)
+    with pytest.raises(P2PHDError, match="claim to be larger than it is"):
+        read_state_dict(path)

@@ -54,7 +54,7 @@ class ArrayFile:
             dtype: what it must have, if that is known.
             most: bytes that a compressed array may have if they are more than the whole file's.
         """
-        with _complaining(self._path, self._advice), self._archive.open(f"{name}.npy") as file:
+        with _complaining(self._path, self._advice), self._open(name) as file:
             found, fortran, kind = read_header(file)
             size = math.prod(found) * kind.itemsize
             if shape not in (None, found):
@@ -64,6 +64,12 @@ class ArrayFile:
             if kind.hasobject or min(found, default=0) < 0 or size > max(self._size, most):
                 raise ValueError(f"{name} claims to be what it cannot be")
             return np.frombuffer(_read_all(file, size), kind).reshape(found, order="F" if fortran else "C")
+
+    def _open(self, name: str) -> IO[bytes]:
+        entry = self._archive.getinfo(f"{name}.npy")
+        if entry.compress_size > self._size:
+            raise ValueError(f"{name} claims to be larger than the file")
+        return self._archive.open(entry)
 
 
 def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

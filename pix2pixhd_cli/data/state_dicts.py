@@ -119,14 +119,15 @@ def _read_zip(path: Path) -> tuple[dict[str, Any], Callable[[_Storage], bytes]]:
         if name is None:
             raise ValueError("there is no data.pkl in it")
         root = name.removesuffix("data.pkl")
-        if archive.getinfo(name).file_size > LONGEST_PICKLE:
-            raise ValueError(f"its pickle claims {archive.getinfo(name).file_size} bytes")
-        views = _unpickle(io.BytesIO(archive.read(name)), STATE_DICT_NAMES)
+        head = archive.getinfo(name)
+        if max(head.file_size, head.compress_size) > min(LONGEST_PICKLE, path.stat().st_size):
+            raise ValueError("its pickle claims to be larger than it is")
+        views = _unpickle(io.BytesIO(archive.read(head)), STATE_DICT_NAMES)
         keys = {view.storage.key for view in views.values() if isinstance(view, _View)}
         entries = {key: archive.getinfo(f"{root}data/{key}") for key in keys}
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
             raise ValueError("its tensors are compressed, which PyTorch's never are")
-        if sum(entry.file_size for entry in entries.values()) > path.stat().st_size:
+        if sum(max(entry.file_size, entry.compress_size) for entry in entries.values()) > path.stat().st_size:
             raise ValueError("its tensors claim to be larger than it is")
         contents = {key: archive.read(entry) for key, entry in entries.items()}
     return views, lambda storage: contents[storage.key]

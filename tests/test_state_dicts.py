@@ -153,7 +153,7 @@ def test_bombs_are_refused(tmp_path: Path) -> None:
     """A few bytes that ask for gigabytes: numbered objects, repeated tensors, repeated text, and claims without values."""
     state = {"a": Tensor("0", "FloatStorage", (24,), 24)}
     numbered = pickled(state)[:-1] + b"r\xff\xff\xff\x7f."
-    repeated = pickled({str(n): Tensor("0", "FloatStorage", (24,), 24) for n in range(100)})
+    repeated = pickled({str(n): Tensor("0", "FloatStorage", tuple([24]), 24) for n in range(100)})  # noqa: C409
     for data, message in ((numbered, "numbers more objects"), (repeated, "claim more values")):
         path = write_zip(tmp_path / "n.pth", data, {"0": VALUES.tobytes()})
         with pytest.raises(P2PHDError, match=rf"n.pth: .*{message}"):
@@ -175,6 +175,23 @@ def test_bombs_are_refused(tmp_path: Path) -> None:
     (tmp_path / "f.npy").write_bytes(head.getvalue() + b"\x80\x02" + encodings + b".")
     with pytest.raises(P2PHDError, match="refused: it claims more bytes than it holds"):
         read_class_dict(tmp_path / "f.npy")
+
+
+@pytest.mark.parametrize("key", [b"h\x01", b"2"], ids=["numbered", "doubled"])
+def test_names_of_themselves_twice_are_refused(tmp_path: Path, key: bytes) -> None:
+    """A tuple of a tuple twice, thirty times over, takes no room, and for ever to compare or print."""
+    laughs = (
+        b"\x80\x02}K\x01K\x02\x86q\x01" + (key + b"\x86q\x01" if key == b"2" else b"h\x01\x86q\x01") * 30 + b"K\x01s."
+    )
+    with pytest.raises(P2PHDError, match="refused: it repeats itself"):
+        read_state_dict(write_zip(tmp_path / "n.pth", laughs, {}))
+
+
+def test_tuples_that_are_nested_too_deep_are_refused(tmp_path: Path) -> None:
+    """Comparing them would overflow the interpreter's stack and end it."""
+    for nest in (b"\x85" * 1_000_000, b"K\x02\x86" * 1_000_000):
+        with pytest.raises(P2PHDError, match="refused: it is nested too deep"):
+            read_state_dict(write_zip(tmp_path / "n.pth", b"\x80\x02}K\x01" + nest + b"K\x01s.", {}))
 
 
 def test_a_tensor_that_claims_to_be_packed_large_is_refused(tmp_path: Path) -> None:

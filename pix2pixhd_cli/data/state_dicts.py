@@ -9,18 +9,18 @@ claims is compared with its size before memory is taken, and no value of it coun
 import collections
 import io
 import math
-import pickle
-import pickletools
 import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pix2pixhd_cli.data.arrays import DAMAGE, read_header
+from pix2pixhd_cli.data.pickles import unpickle
 from pix2pixhd_cli.errors import P2PHDError
 
 STORAGES = {
@@ -31,6 +31,7 @@ STORAGES = {
     "IntStorage": "<i4",
 }
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+MOST_SIDES = 8
 LONGEST_PICKLE = 64 << 20  # Bytes; the reference's take some ten thousand.
 StateDict = dict[str, NDArray[np.floating]]
 
@@ -52,43 +53,25 @@ class _View(NamedTuple):
     strides: tuple[int, ...]
 
 
-class _Reader(pickle.Unpickler):
-    """An unpickler that resolves just the names given to it."""
-
-    def __init__(self, file: Any, names: dict[tuple[str, str], Any]) -> None:
-        super().__init__(file)
-        self.names = names
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.names:
-            raise pickle.UnpicklingError(
-                f"it asks for {module}.{name}, which no state dict needs; nothing in it was run"
-            )
-        return self.names[module, name]
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        kind, dtype, key, _, length = tuple(pid)[:5]
-        if kind != "storage" or not isinstance(dtype, str) or not isinstance(length, int):
-            raise pickle.UnpicklingError("it holds something else than tensors")
-        return _Storage(str(key), dtype, length)
-
-
-def _unpickle(file: io.BytesIO, names: dict[tuple[str, str], Any]) -> Any:
-    """The next pickle in `file`, once its operations are found to be whole and to number no more than there are."""
-    start, most = file.tell(), len(file.getbuffer())
-    for operation, argument, _ in pickletools.genops(file):
-        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) > most:
-            raise pickle.UnpicklingError("it numbers more objects than it can hold")
-    file.seek(start)
-    return _Reader(file, names).load()
+def _storage(pid: Any) -> _Storage:
+    kind, dtype, key, _, length = tuple(pid)[:5]
+    if kind != "storage" or not isinstance(dtype, str) or not isinstance(key, str) or not isinstance(length, int):
+        raise UnpicklingError("it holds something else than tensors")
+    return _Storage(key, dtype, length)
 
 
 def _view(storage: _Storage, offset: int, shape: Any, strides: Any, *_: Any) -> _View:
+    if not isinstance(storage, _Storage) or max(len(shape), len(strides)) > MOST_SIDES:
+        raise UnpicklingError("it holds something else than tensors")
     return _View(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
 
 
+def _empty_dict() -> collections.OrderedDict[Any, Any]:
+    return collections.OrderedDict()
+
+
 STATE_DICT_NAMES: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("collections", "OrderedDict"): _empty_dict,
     ("torch._utils", "_rebuild_tensor_v2"): _view,
     ("torch._utils", "_rebuild_tensor"): _view,
     ("torch._utils", "_rebuild_parameter"): lambda view, *_: view,
@@ -103,11 +86,11 @@ def read_state_dict(path: Path) -> StateDict:
             views, values = _read_zip(path)
         else:
             views, values = _read_legacy(path)
-        _refuse_repetition(views)
-        return {str(name): _array(view, values) for name, view in views.items() if isinstance(view, _View)}
+        _check_tensors(views)
+        return {name: _array(view, values) for name, view in views.items() if isinstance(view, _View)}
     except FileNotFoundError:
         raise P2PHDError(f"{path}: no such file") from None
-    except (pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except (UnpicklingError, zipfile.BadZipFile) as error:
         raise P2PHDError(f"{path}: refused: {error}") from None
     except DAMAGE as error:
         raise P2PHDError(f"{path}: truncated or damaged ({type(error).__name__}: {error})") from None
@@ -122,7 +105,7 @@ def _read_zip(path: Path) -> tuple[dict[str, Any], Callable[[_Storage], bytes]]:
         head = archive.getinfo(name)
         if max(head.file_size, head.compress_size) > min(LONGEST_PICKLE, path.stat().st_size):
             raise ValueError("its pickle claims to be larger than it is")
-        views = _unpickle(io.BytesIO(archive.read(head)), STATE_DICT_NAMES)
+        views = unpickle(io.BytesIO(archive.read(head)), STATE_DICT_NAMES, _storage)
         keys = {view.storage.key for view in views.values() if isinstance(view, _View)}
         entries = {key: archive.getinfo(f"{root}data/{key}") for key in keys}
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
@@ -137,11 +120,11 @@ def _read_legacy(path: Path) -> tuple[dict[str, Any], Callable[[_Storage], bytes
     """Before PyTorch 1.6: four pickles (magic, version, system, state dict), the storages' keys, and their bytes in turn."""
     with path.open("rb") as file:
         head = io.BytesIO(file.read(min(LONGEST_PICKLE, path.stat().st_size)))
-        if _unpickle(head, {}) != LEGACY_MAGIC:
+        if unpickle(head, {}) != LEGACY_MAGIC:
             raise ValueError("it is not a PyTorch file")
         for _ in range(2):
-            _unpickle(head, {})
-        views, keys = _unpickle(head, STATE_DICT_NAMES), _unpickle(head, {})
+            unpickle(head, {})
+        views, keys = unpickle(head, STATE_DICT_NAMES, _storage), unpickle(head, {})
         file.seek(head.tell())
         storages = {view.storage.key: view.storage for view in views.values() if isinstance(view, _View)}
         contents = {}
@@ -154,8 +137,10 @@ def _read_legacy(path: Path) -> tuple[dict[str, Any], Callable[[_Storage], bytes
     return views, lambda storage: contents[storage.key]
 
 
-def _refuse_repetition(views: dict[str, Any]) -> None:
-    """Tensors may share their storages' values, but not grow them beyond twice."""
+def _check_tensors(views: dict[str, Any]) -> None:
+    """Tensors have names, and may share their storages' values, but not grow them beyond twice."""
+    if not all(isinstance(name, str) for name in views):
+        raise UnpicklingError("its tensors have no names")
     tensors = [view for view in views.values() if isinstance(view, _View)]
     stored = sum(storage.length for storage in {view.storage for view in tensors})
     if sum(math.prod(view.shape) for view in tensors) > 2 * stored:
@@ -180,12 +165,15 @@ def read_class_dict(path: Path) -> dict[int, NDArray[np.float64]]:
             shape, _, dtype = read_header(file)
             if not dtype.hasobject or shape != ():
                 raise ValueError("it holds no dict")
-            loaded = _unpickle(io.BytesIO(file.read()), _class_dict_names(path.stat().st_size))
+            loaded = unpickle(io.BytesIO(file.read()), _class_dict_names(path.stat().st_size))
         content = loaded.values if isinstance(loaded, _Array) else loaded
-        return {int(key): np.asarray(_plain(value), np.float64) for key, value in content.items()}
+        arrays = {int(key): value.values for key, value in content.items()}
+        if sum(array.nbytes for array in arrays.values()) > path.stat().st_size:
+            raise UnpicklingError("it repeats itself")
+        return {key: array.astype(np.float64) for key, array in arrays.items()}
     except FileNotFoundError:
         raise P2PHDError(f"{path}: no such file") from None
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         raise P2PHDError(f"{path}: refused: {error}") from None
     except DAMAGE as error:
         raise P2PHDError(f"{path}: truncated or damaged ({type(error).__name__}: {error})") from None
@@ -196,7 +184,7 @@ class _Type:
 
     def __init__(self, code: str, *_: Any) -> None:
         if code not in ("O8", "f2", "f4", "f8", "i4", "i8", "u1"):
-            raise pickle.UnpicklingError(f"it holds values of the type {code!r:.20}")
+            raise UnpicklingError("it holds something else than numbers")
         self.code = code
 
     def __setstate__(self, state: Any) -> None:
@@ -211,7 +199,7 @@ class _Array:
     def __setstate__(self, state: Any) -> None:
         _, shape, kind, fortran, data = state
         if not isinstance(kind, _Type):
-            raise pickle.UnpicklingError("it holds something else than arrays")
+            raise UnpicklingError("it holds something else than arrays")
         if kind.code.endswith("O8"):
             (self.values,) = data
         else:
@@ -226,12 +214,12 @@ def _class_dict_names(size: int) -> dict[tuple[str, str], Any]:
         nonlocal left
         left -= len(text)
         if encoding != "latin1" or left < 0:
-            raise pickle.UnpicklingError("it claims more bytes than it holds")
+            raise UnpicklingError("it claims more bytes than it holds")
         return text.encode(encoding)
 
     def reconstruct(kind: Any, *_: Any) -> _Array:
         if kind is not _Array:
-            raise pickle.UnpicklingError("it holds something else than arrays")
+            raise UnpicklingError("it holds something else than arrays")
         return _Array()
 
     def scalar(kind: _Type, data: bytes) -> Any:
@@ -241,7 +229,3 @@ def _class_dict_names(size: int) -> dict[tuple[str, str], Any]:
     names: dict[tuple[str, str], Any] = {(module, "_reconstruct"): reconstruct for module in core}
     names |= {(module, "scalar"): scalar for module in core}
     return names | {("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Type, ("_codecs", "encode"): encode}
-
-
-def _plain(value: Any) -> Any:
-    return value.values if isinstance(value, _Array) else value

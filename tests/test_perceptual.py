@@ -167,7 +167,14 @@ def test_bad_files(tmp_path: Path) -> None:
     with pytest.raises(P2PHDError, match=r"convolution 1 is \(3, 3, 4, 64\), not \(3, 3, 3, 64\)"):
         load_vgg(str(tmp_path / "wrong.npz"))
     (tmp_path / "junk.h5").write_bytes(b"junk")
-    for name, message in (("junk.h5", "damaged"), ("none.h5", "no such file"), ("a.txt", "no such file")):
+    with h5py.File(tmp_path / "name.h5", "w") as file:
+        file[b"\xff\xfe"] = np.zeros((3, 3, 3, 4), np.float32)  # A name that is no text.
+    for name, message in (
+        ("junk.h5", "damaged"),
+        ("name.h5", "damaged"),
+        ("none.h5", "no such file"),
+        ("a.txt", "no such file"),
+    ):
         with pytest.raises(P2PHDError, match=message):
             load_vgg(str(tmp_path / name))
 

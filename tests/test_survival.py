@@ -121,6 +121,9 @@ def test_a_sealed_file_may_be_changed_by_hand_aloud(p2phd: Command, packed: Path
     assert (
         outcome.code == 1 and "settings.json: damaged (it does not fit its checksum; if you changed it" in outcome.err
     )
+    path.write_text(re.sub(',\n "checksum": .*', "", text))
+    assert "does not fit its checksum" in p2phd("train", packed, begun, "--resume", "--dry-run").err
+    path.write_text(text.replace('"epochs": 1', '"epochs": 2'))
     path.write_text(re.sub('"checksum": .*', '"checksum": null', path.read_text()))
     assert p2phd("train", packed, begun, "--resume", "--dry-run").code == 0
 
@@ -186,6 +189,10 @@ def test_metrics_that_could_not_be_written_follow_later(tmp_path: Path) -> None:
     (tmp_path / "away").rename(folder.metrics)
     folder.log({"step": 3})
     assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3]
+    with folder.metrics.open("ab") as file:
+        file.write(b'\xad\n{"step": 4}\n{"step": 5, ')
+    folder.start_metrics(4)
+    assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3, 4]
 
 
 def _hold(folder: str, ready: "multiprocessing.synchronize.Event", done: "multiprocessing.synchronize.Event") -> None:

@@ -40,6 +40,12 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+def check_regular(path: Path) -> None:
+    """Refuse a folder, a pipe or a device where a file is to be read, for these may have no end; one that is missing passes."""
+    if path.exists() and not path.is_file():
+        raise P2PHDError(f"{path}: is no file")
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, raised wherever it strikes, as Ctrl-C is."""
 

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from pix2pixhd_cli.data.arrays import open_arrays, write_arrays
 from pix2pixhd_cli.data.dataset import DatasetSpec
 from pix2pixhd_cli.data.files import is_text
+from pix2pixhd_cli.data.labels import MAX_CLASSES
 from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.settings import whole_number
 
 LARGEST = float(np.finfo(np.float32).max)
+LARGEST_CODE = 1e18  # Beyond that squares are infinite.
 RESERVED = ("random", "mean", "photo")
 # The arrays of both files: their type, and a letter for each of their sides.
 CODES = {
@@ -123,7 +125,12 @@ class FeatureClusters:
         """Read `clusters.npz`; raises `P2PHDError`."""
         advice = f"`p2phd cluster {path.parent}` makes them"
         data = _load(path, STYLES, f"no styles yet ({path.name} is missing); {advice}")
-        classes = {}
+        classes: dict[int, ClassStyles] = {}
+        if (
+            len(set(data["class_label"].tolist())) != len(data["class_label"])
+            or len(data["class_label"]) > MAX_CLASSES + 1
+        ):
+            raise P2PHDError(f"{path}: damaged (a class stands there twice, or there are too many); make it again")
         for n, identity in enumerate(data["class_label"].tolist()):
             own = data["label"] == identity
             classes[identity] = ClassStyles(
@@ -387,10 +394,10 @@ def _load(path: Path, layout: Mapping[str, tuple[str, str]], missing: str) -> di
 
 
 def _holds(array: NDArray[Any], dtype: str, ndim: int) -> bool:
-    """Whether there are finite numbers of this type, or text (U), in so many dimensions."""
+    """Whether there are numbers of this type of which none is huge, or text (U), in so many dimensions."""
     if array.ndim != ndim or (array.dtype.kind != "U" if dtype == "U" else array.dtype != dtype):
         return False
     try:
-        return all(map(is_text, array.flat)) if dtype == "U" else bool(np.isfinite(array).all())
+        return all(map(is_text, array.flat)) if dtype == "U" else bool((np.abs(array) < LARGEST_CODE).all())
     except (ValueError, SystemError):
         return False  # There are numbers in it that are no characters.

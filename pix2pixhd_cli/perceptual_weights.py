@@ -4,6 +4,7 @@ VGG16 and VGG19 are told apart by their layers, and each kind of file brings its
 """
 
 import hashlib
+import math
 import os
 import re
 from collections.abc import Callable
@@ -87,8 +88,10 @@ def _read_h5(path: Path) -> Arrays:
 
     def visit(name: str, item: object) -> None:
         if isinstance(item, h5py.Dataset) and item.ndim in (1, 4):
-            if item.nbytes > LARGEST or len(found) == MOST_ARRAYS:
+            if max(item.nbytes, _chunk_bytes(item)) > LARGEST or len(found) == MOST_ARRAYS:
                 raise ValueError(f"{name} is larger than any of VGG's, or one too many")
+            if item.dtype.kind != "f" or item.external or item.is_virtual:
+                raise ValueError(f"{name} holds something else than numbers of its own")
             found[name] = item[()]
 
     with h5py.File(path, "r") as file:
@@ -96,11 +99,18 @@ def _read_h5(path: Path) -> Arrays:
     return dict(sorted(found.items(), key=lambda entry: _natural(entry[0])))
 
 
+def _chunk_bytes(item: h5py.Dataset) -> int:
+    return math.prod(item.chunks) * int(item.dtype.itemsize) if item.chunks else 0
+
+
 def _read_npz(path: Path) -> Arrays:
     with open_arrays(path, "give another file") as file:
         if len(file.names) > MOST_ARRAYS:
             raise ValueError(f"it holds {len(file.names)} arrays")
-        return {name: file.read(name, most=LARGEST).astype(np.float32) for name in sorted(file.names, key=_natural)}
+        arrays = {name: file.read(name, most=LARGEST) for name in sorted(file.names, key=_natural)}
+    if any(array.dtype.kind != "f" for array in arrays.values()):
+        raise ValueError("it holds something else than numbers")
+    return {name: array.astype(np.float32) for name, array in arrays.items()}
 
 
 def _read_torchvision(path: Path) -> Arrays:
@@ -118,6 +128,8 @@ def _check(path: Path, kernels: list[NDArray[np.floating]], biases: list[NDArray
     if counts is None or len(biases) < len(kernels):
         raise P2PHDError(f"--perceptual-weights {path}: has {len(kernels)} convolutions; VGG16 has 13 and VGG19 has 16")
     del biases[len(kernels) :]
+    if not all(np.isfinite(array).all() for array in (*kernels, *biases)):
+        raise P2PHDError(f"--perceptual-weights {path}: holds values that are no numbers")
     widths = [width for width, count in zip(WIDTHS, counts, strict=True) for _ in range(count)]
     for number, (kernel, bias, before, width) in enumerate(zip(kernels, biases, [3, *widths], widths, strict=False)):
         if kernel.shape != (3, 3, before, width) or bias.shape != (width,):

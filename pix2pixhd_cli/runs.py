@@ -11,6 +11,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -37,6 +38,7 @@ from pix2pixhd_cli.settings import Settings, save_settings
 LOCK = ".lock"
 NETWORKS, TRAINING, SCORE = "networks.npz", "training.npz", "score.json"  # A checkpoint's files.
 NETWORK_NAMES = ("generator", "encoder", "discriminator")
+CHECKPOINT = re.compile(r"step-\d{8,15}")
 State = dict[str, list[tf.Variable]]  # Variables in order, by what they belong to.
 
 
@@ -127,8 +129,9 @@ class Run:
         A folder that holds nothing else afterwards is taken away again. Raises `P2PHDError` naming who writes here already.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._refuse_links()
         path = self.folder / LOCK
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         try:
             self._take(descriptor)
             sweep(self.folder, self.model.parent, self.folder / "samples")
@@ -142,6 +145,12 @@ class Run:
                     self.folder.rmdir()
         finally:
             os.close(descriptor)
+
+    def _refuse_links(self) -> None:
+        """What is written to a run stays in it."""
+        for path in (*self.folder.iterdir(), *self.folder.glob("checkpoints/*")):
+            if path.is_symlink():
+                raise P2PHDError(f"{path}: is a link; a run must hold its files itself")
 
     def _take(self, lock: int) -> None:
         """Lock an open file and write into it who did."""
@@ -196,7 +205,8 @@ class Run:
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
-        return sorted((self.folder / "checkpoints").glob("step-[0-9]*[0-9]"))
+        found = (self.folder / "checkpoints").glob("step-*")
+        return sorted(path for path in found if CHECKPOINT.fullmatch(path.name) and path.is_dir())
 
     def save_checkpoint(self, state: State, step: int, keep: int, distance: float | None = None) -> None:
         """Write a checkpoint beside its name and rename it, then delete all but the newest `keep` and the best.
@@ -223,6 +233,11 @@ class Run:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         self.prune(keep)
+
+    def check_size(self, settings: Settings) -> None:
+        """Refuse settings whose networks are much larger than the newest checkpoint's, before these are built."""
+        if self.checkpoints():
+            _check_size(self._newest_checkpoint() / NETWORKS, settings)
 
     def prune(self, keep: int) -> None:
         """Delete all checkpoints but the newest `keep` and the best."""
@@ -286,7 +301,6 @@ class Run:
     def start_metrics(self, step: int) -> None:
         """Drop what was logged after `step`, so that a resumed run logs every step once."""
         if not self.metrics.exists():
-            self.metrics.unlink(missing_ok=True)  # A link to nowhere.
             return
         lines = [line for line in self.metrics.read_bytes().splitlines() if _step(line) <= step]
         write_text(self.metrics, "".join(f"{line.decode()}\n" for line in lines))

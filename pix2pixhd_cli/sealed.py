@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from pix2pixhd_cli.errors import P2PHDError, naming
+from pix2pixhd_cli.errors import P2PHDError, check_regular, naming
 
 KEY = "checksum"
 Model = TypeVar("Model", bound=BaseModel)
@@ -24,17 +24,18 @@ def unseal(text: str) -> dict[str, Any]:
     """The values of such a file, or of one whose checksum is null; raises `ValueError` if it is not what was written."""
     try:
         values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError("it holds no object")
+        if values.pop(KEY, "") not in (None, _checksum(values)):
+            raise ValueError(f'it does not fit its checksum; if you changed it, make the last line "{KEY}": null')
     except RecursionError:
         raise ValueError("it is nested too deep") from None
-    if not isinstance(values, dict):
-        raise ValueError("it holds no object")
-    if values.pop(KEY, "") not in (None, _checksum(values)):
-        raise ValueError(f'it does not fit its checksum; if you changed it, make the last line "{KEY}": null')
     return values
 
 
 def read_sealed(path: Path, model: type[Model]) -> Model:
     """What such a file holds, as `model` has it; raises `FileNotFoundError`, and `P2PHDError` for what is wrong with it."""
+    check_regular(path)
     try:
         with naming(path):
             return model.model_validate(unseal(path.read_text(encoding="utf-8")))

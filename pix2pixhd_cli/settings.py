@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from pix2pixhd_cli.errors import P2PHDError, SettingsError, naming
+from pix2pixhd_cli.errors import P2PHDError, SettingsError, check_regular, naming
 from pix2pixhd_cli.sealed import seal, unseal
 
 ENV_PREFIX = "P2PHD_"
@@ -410,10 +410,12 @@ def merge(layers: list[Layer]) -> Settings:
             below = merged.get(section, {})
             both = isinstance(values, Mapping) and isinstance(below, Mapping)
             merged[section] = {**below, **values} if both else values
+    for section in sorted(set(merged) - set(Settings.model_fields)):
+        raise SettingsError(_explain({"loc": (section,), "type": "extra_forbidden"}, layers))
     try:
         return Settings(**merged)  # type: ignore[arg-type]
     except ValidationError as error:
-        raise SettingsError("; ".join(_explain(problem, layers) for problem in error.errors())) from None
+        raise SettingsError("; ".join(_explain(problem, layers) for problem in error.errors()[:5])) from None
 
 
 def changes(old: Settings, new: Settings) -> dict[str, tuple[object, object]]:
@@ -450,15 +452,25 @@ def _read_environment() -> Values:
 
 def _read_toml(path: Path) -> Values:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return read_toml(path)
     except FileNotFoundError:
         raise SettingsError(f"--config {path}: no such file") from None
     except (OSError, ValueError, RecursionError) as error:
         raise SettingsError(f"--config {path}: {error}") from None
 
 
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file; raises `FileNotFoundError`, and `ValueError` for one that is not, or would take for ever to read."""
+    check_regular(path)
+    text = path.read_text(encoding="utf-8-sig")
+    if len(text) > 1 << 20 or any(line.count(".") > 100 for line in text.splitlines()):
+        raise ValueError("it is too long, or one of its keys is")
+    return tomllib.loads(text)
+
+
 def _read_run(run: Path) -> Values:
     path = run / "settings.json"
+    check_regular(path)
     try:
         with naming(path):
             values = unseal(path.read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pix2pixhd_cli.data.files import whole_file
-from pix2pixhd_cli.errors import P2PHDError
+from pix2pixhd_cli.errors import P2PHDError, check_regular
 
 # What a damaged archive makes the standard library and numpy raise.
 DAMAGE = (
@@ -67,19 +67,18 @@ class ArrayFile:
 
     def _open(self, name: str) -> IO[bytes]:
         entry = self._archive.getinfo(f"{name}.npy")
-        if entry.compress_size > self._size:
-            raise ValueError(f"{name} claims to be larger than the file")
+        if entry.compress_size > self._size or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"{name} claims to be larger than the file, or is packed as numpy never does")
         return self._archive.open(entry)
 
 
 def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, Fortran order and type from the head of an `.npy`; raises `ValueError`, as numpy does but for broken grammar."""
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     version = np.lib.format.read_magic(file)
-    if version not in readers:
+    if version != (1, 0):  # Others are for heads over 64 KiB.
         raise ValueError(f"it has version {version} of numpy's format")
     try:
-        shape, fortran, dtype = readers[version](file)
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
     except (SyntaxError, tokenize.TokenError) as error:
         raise ValueError(f"its head is no head of numpy's ({error})") from None
     return shape, fortran, dtype
@@ -89,6 +88,7 @@ def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 def open_arrays(path: Path, advice: str = "make it again") -> Iterator[ArrayFile]:
     """Open a file of arrays; raises `FileNotFoundError`, and `P2PHDError` that ends in `advice`."""
     with _complaining(path, advice):
+        check_regular(path)
         archive = zipfile.ZipFile(path)
     with archive:
         yield ArrayFile(path, archive, advice)

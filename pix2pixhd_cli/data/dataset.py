@@ -18,6 +18,7 @@ from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.sealed import read_sealed
 from pix2pixhd_cli.settings import MOST_PIXELS, MOST_SIDE
 
+MOST_IGNORED = 256
 InputKind = Literal["labels", "rgb"]
 
 
@@ -57,7 +58,7 @@ class DatasetSpec(BaseModel):
     input: InputKind = "labels"
     classes: tuple[LabelClass, ...]
     labels: int = Field(ge=0, le=MAX_CLASSES)
-    ignored: tuple[Annotated[int, Field(ge=0, le=MAX_ID)], ...]
+    ignored: tuple[Annotated[int, Field(ge=0, le=MAX_ID)], ...] = Field(max_length=MOST_IGNORED)
     has_instances: bool
     splits: dict[PlainName, tuple[ExampleEntry, ...]]
     pixels: dict[PlainName, dict[int, int]]

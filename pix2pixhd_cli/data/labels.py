@@ -2,7 +2,6 @@
 
 import csv
 import json
-import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -14,17 +13,18 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from pix2pixhd_cli.data.files import check_text
 from pix2pixhd_cli.data.pictures import PictureError
-from pix2pixhd_cli.errors import P2PHDError
-from pix2pixhd_cli.settings import MOST_PIXELS, whole_number
+from pix2pixhd_cli.errors import P2PHDError, check_regular
+from pix2pixhd_cli.settings import MOST_PIXELS, MOST_SIDE, read_toml, whole_number
 
 MAX_CLASSES = 1024
 MAX_ID = 65535
+MOST_EFFORT = 10**9  # Corners times rows, and pixels, of all polygons in a picture; Cityscapes' take a tenth of it.
 FARTHEST = 1 << 20  # Pixels that a polygon may reach beyond its picture.
 
 
 Level = Annotated[int, Field(ge=0, le=255)]
 Colour = tuple[Level, Level, Level]
-ClassName = Annotated[str, Field(min_length=1), AfterValidator(check_text)]
+ClassName = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(check_text)]
 
 
 class LabelClass(BaseModel):
@@ -80,9 +80,10 @@ def read_class_table(path: Path) -> tuple[LabelClass, ...]:
     header with `id`, `name` and optionally `color` (#rrggbb) or `r`, `g`, `b`, and `thing`. Raises `P2PHDError`.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
         toml = path.suffix.lower() == ".toml"
-        rows = tomllib.loads(text)["classes"] if toml else list(csv.DictReader(text.splitlines()))
+        rows = read_toml(path)["classes"] if toml else _read_csv(path)
+        if len(rows) > MAX_CLASSES:
+            raise ValueError(f"it has {len(rows)} classes, more than {MAX_CLASSES}")
         classes = tuple(sorted((_read_class(dict(row)) for row in rows), key=lambda c: c.id))
     except FileNotFoundError:
         raise P2PHDError(f"--classes {path}: no such file") from None
@@ -96,6 +97,11 @@ def read_class_table(path: Path) -> tuple[LabelClass, ...]:
         raise P2PHDError(f"--classes {path}: is no class table ({str(error).splitlines()[0]})") from None
     _check_classes(path, classes)
     return classes
+
+
+def _read_csv(path: Path) -> list[dict[str, Any]]:
+    check_regular(path)
+    return list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
 
 
 def _read_class(row: dict[str, Any]) -> LabelClass:
@@ -175,11 +181,17 @@ def ids_from_colours(picture: NDArray[np.uint8], classes: Iterable[LabelClass]) 
     unknown = np.array([int(colour) not in known for colour in colours])
     if unknown.any():
         bad = unknown[inverse].reshape(packed.shape)
-        row, column = np.argwhere(bad)[0]
+        row, column = first_place(bad)
         listed = [(f"#{int(colours[n]):06x}", int(counts[n])) for n in np.flatnonzero(unknown)]
         raise UnknownColours(int(bad.sum()), sorted(listed, key=lambda entry: -entry[1]), int(row), int(column))
     table = np.array([known[int(colour)] for colour in colours], np.uint16)
     return table[inverse].reshape(packed.shape)
+
+
+def first_place(mask: NDArray[np.bool_]) -> tuple[int, int]:
+    """Row and column of the first pixel of a mask [H, W] that has one."""
+    row, column = np.unravel_index(mask.argmax(), mask.shape)
+    return int(row), int(column)
 
 
 def components(label: NDArray[np.uint16], classes: Iterable[int]) -> NDArray[np.int32]:
@@ -204,6 +216,7 @@ def read_polygons(
 ) -> tuple[NDArray[np.uint16], NDArray[np.int32]]:
     """Label and instance map from a file, as `draw_polygons` draws them; raises `PictureError`."""
     try:
+        check_regular(path)
         return draw_polygons(json.loads(path.read_text(encoding="utf-8")), classes, most)
     except (OSError, ValueError, RecursionError) as error:
         raise PictureError(path, str(error)) from None
@@ -220,10 +233,11 @@ def draw_polygons(
     by_name = {c.name: c for c in classes}
     try:
         size = width, height = int(document["imgWidth"]), int(document["imgHeight"])
-        if min(size) < 1 or width * height > most:
+        if min(size) < 1 or max(size) > MOST_SIDE or width * height > most:
             raise ValueError(f"is {height}x{width}; pictures have one to {most:,} pixels, see --max-pixels")
         label, instance = Image.new("I", size, 0), Image.new("I", size, 0)
         counts: dict[str, int] = {}
+        effort = 0
         for thing in document["objects"]:
             name = str(thing["label"])
             if thing.get("deleted") or name.startswith("license plate") or len(thing["polygon"]) < 3:
@@ -239,6 +253,9 @@ def draw_polygons(
             outline = [(float(x), float(y)) for x, y in thing["polygon"]]
             if not all(abs(side) < FARTHEST for point in outline for side in point):
                 raise ValueError(f"a corner of {name!r} is nowhere near the picture")
+            effort += len(outline) * height + width * height // 8
+            if effort > MOST_EFFORT:
+                raise ValueError("has so many corners that it would take for ever to draw")
             ImageDraw.Draw(label).polygon(outline, fill=found.id)
             ImageDraw.Draw(instance).polygon(outline, fill=identity)
     except (KeyError, TypeError, AttributeError, OverflowError) as error:

@@ -13,12 +13,14 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
+from pix2pixhd_cli.data.arrays import DAMAGE
 from pix2pixhd_cli.data.files import whole_file
 from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.settings import MOST_PIXELS
@@ -29,6 +31,7 @@ warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # All that is opened: others may start programs.
 LOSSY = ("JPEG", "MPO", "WEBP")
+JPEG_SCAN, MOST_SCANS = b"\xff\xda", 100  # Each scan goes over the whole picture; encoders make ten.
 INTEGER_MODES = ("1", "L", "P", "I;16", "I;16B", "I;16L", "I")
 # Pillow stretches grey levels of fewer than 8 bits to 0 … 255; dividing gives the ids back.
 STRETCH = {"L;2": 85, "L;4": 17}
@@ -54,7 +57,7 @@ def read_label_map(path: Path, most: int = MOST_PIXELS) -> NDArray[np.uint16]:
             )
         ids = _ids(path, picture)
         if ids.max(initial=0) >= 1 << 16:
-            row, column = np.argwhere(ids >= 1 << 16)[0]
+            row, column = np.unravel_index((ids >= 1 << 16).argmax(), ids.shape)
             raise PictureError(
                 path, f"id {ids[row, column]} at row {row}, column {column} is over 65535; is it an instance map?"
             )
@@ -75,7 +78,7 @@ def read_instance_map(path: Path, most: int = MOST_PIXELS, *, deep: bool = False
     with _opened(path, most) as picture:
         _refuse_lossy(path, picture, "an instance map")
         if picture.mode == "RGBA" and picture.info.get("p2phd") == "ids32":
-            return np.ascontiguousarray(np.asarray(picture)).view("<i4")[..., 0]
+            return _checked(path, np.ascontiguousarray(np.asarray(picture)).view("<i4")[..., 0])
         if picture.mode not in INTEGER_MODES:
             raise PictureError(path, f"is a {picture.mode} picture, not a map of instance ids")
         if deep and picture.mode in ("1", "L", "P"):
@@ -122,33 +125,35 @@ def _write_png(path: Path, picture: Image.Image, *, ids32: bool = False) -> None
 @contextmanager
 def _opened(path: Path, most: int) -> Iterator[Image.Image]:
     """Open and decode a picture of `most` pixels or fewer; what Pillow raises becomes a `PictureError`."""
+    if path.exists() and not path.is_file():
+        raise PictureError(path, "is no file")
     try:
-        with Image.open(path, formats=FORMATS) as picture:
-            if picture.width * picture.height > most:
-                what = f"is {picture.height}x{picture.width}, more than {most:,} pixels"
-                raise PictureError(path, f"{what}; if that is right, raise --max-pixels")
-            if picture.format == "PNG":
-                _check_png(path)
-            raw_mode = _raw_mode(picture)
-            picture.load()
-            picture.info["raw_mode"] = raw_mode
-            yield picture
+        picture = _decode(path, most)
     except PictureError:
         raise
     except FileNotFoundError:
         raise PictureError(path, "no such file") from None
     except UnidentifiedImageError:
         raise PictureError(path, "is not a picture that can be read") from None
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        struct.error,
-        zlib.error,
-        Image.DecompressionBombError,
-    ) as error:
+    except (*DAMAGE, ZeroDivisionError, AssertionError) as error:
         raise PictureError(path, f"cannot be read, it is truncated or damaged ({error})") from None
+    with picture:
+        yield picture
+
+
+def _decode(path: Path, most: int) -> Image.Image:
+    with Image.open(path, formats=FORMATS) as picture:
+        if picture.width * picture.height > most:
+            what = f"is {picture.height}x{picture.width}, more than {most:,} pixels"
+            raise PictureError(path, f"{what}; if that is right, raise --max-pixels")
+        if picture.format == "PNG":
+            _check_png(path)
+        if picture.format == "JPEG" and path.read_bytes().count(JPEG_SCAN) > MOST_SCANS:
+            raise ValueError("it is made of too many scans")
+        raw_mode = _raw_mode(picture)
+        picture.load()
+        picture.info["raw_mode"] = raw_mode
+        return picture
 
 
 def _check_png(path: Path) -> None:
@@ -182,8 +187,10 @@ def _ids(path: Path, picture: Image.Image) -> NDArray[np.integer]:
     ids = np.asarray(picture)
     if stretched := STRETCH.get(_raw_mode(picture)):
         ids = ids.astype(np.int64) // stretched
-    if ids.dtype in (np.uint8, np.uint16):
-        return ids
+    return ids if ids.dtype in (np.uint8, np.uint16) else _checked(path, ids)
+
+
+def _checked(path: Path, ids: NDArray[Any]) -> NDArray[Any]:
     if ids.min(initial=0) < 0 or ids.max(initial=0) >= 1 << 31:
         raise PictureError(path, f"holds ids from {ids.min()} to {ids.max()}; they must lie within 0 … 2147483647")
     return ids

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pix2pixhd_cli.data.arrays import DAMAGE, read_header
 from pix2pixhd_cli.data.pickles import unpickle
-from pix2pixhd_cli.errors import P2PHDError
+from pix2pixhd_cli.errors import P2PHDError, check_regular
 
 STORAGES = {
     "FloatStorage": "<f4",
@@ -32,7 +32,8 @@ STORAGES = {
 }
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 MOST_SIDES = 8
-LONGEST_PICKLE = 64 << 20  # Bytes; the reference's take some ten thousand.
+LARGEST = 1 << 48  # No side, stride or offset is.
+LONGEST_PICKLE = 4 << 20  # Bytes; the reference's take some ten thousand.
 StateDict = dict[str, NDArray[np.floating]]
 
 
@@ -61,9 +62,10 @@ def _storage(pid: Any) -> _Storage:
 
 
 def _view(storage: _Storage, offset: int, shape: Any, strides: Any, *_: Any) -> _View:
-    if not isinstance(storage, _Storage) or max(len(shape), len(strides)) > MOST_SIDES:
+    view = _View(storage, offset, tuple(shape), tuple(strides)) if max(len(shape), len(strides)) <= MOST_SIDES else None
+    if view is None or not all(isinstance(n, int) and 0 <= n < LARGEST for n in (offset, *view.shape, *view.strides)):
         raise UnpicklingError("it holds something else than tensors")
-    return _View(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
+    return view
 
 
 def _empty_dict() -> collections.OrderedDict[Any, Any]:
@@ -81,12 +83,13 @@ STATE_DICT_NAMES: dict[tuple[str, str], Any] = {
 
 def read_state_dict(path: Path) -> StateDict:
     """Read a `.pth` as names and float32 arrays, in the file's order; raises `P2PHDError`."""
+    check_regular(path)
     try:
         if zipfile.is_zipfile(path):
             views, values = _read_zip(path)
         else:
             views, values = _read_legacy(path)
-        _check_tensors(views)
+        _check_tensors(views, values)
         return {name: _array(view, values) for name, view in views.items() if isinstance(view, _View)}
     except FileNotFoundError:
         raise P2PHDError(f"{path}: no such file") from None
@@ -103,6 +106,8 @@ def _read_zip(path: Path) -> tuple[dict[str, Any], Callable[[_Storage], bytes]]:
             raise ValueError("there is no data.pkl in it")
         root = name.removesuffix("data.pkl")
         head = archive.getinfo(name)
+        if head.compress_type != zipfile.ZIP_STORED:
+            raise ValueError("its pickle is compressed, which PyTorch's never are")
         if max(head.file_size, head.compress_size) > min(LONGEST_PICKLE, path.stat().st_size):
             raise ValueError("its pickle claims to be larger than it is")
         views = unpickle(io.BytesIO(archive.read(head)), STATE_DICT_NAMES, _storage)
@@ -137,12 +142,16 @@ def _read_legacy(path: Path) -> tuple[dict[str, Any], Callable[[_Storage], bytes
     return views, lambda storage: contents[storage.key]
 
 
-def _check_tensors(views: dict[str, Any]) -> None:
+def _check_tensors(views: dict[str, Any], values: Callable[[_Storage], bytes]) -> None:
     """Tensors have names, and may share their storages' values, but not grow them beyond twice."""
     if not all(isinstance(name, str) for name in views):
         raise UnpicklingError("its tensors have no names")
     tensors = [view for view in views.values() if isinstance(view, _View)]
-    stored = sum(storage.length for storage in {view.storage for view in tensors})
+    storages = {view.storage for view in tensors}
+    for storage in storages:
+        if len(values(storage)) != storage.length * np.dtype(storage.dtype).itemsize:
+            raise ValueError(f"a storage has {len(values(storage))} bytes, and claims {storage.length} values")
+    stored = sum({storage.key: storage.length for storage in storages}.values())
     if sum(math.prod(view.shape) for view in tensors) > 2 * stored:
         raise ValueError("its tensors claim more values than it holds")
 
@@ -170,6 +179,8 @@ def read_class_dict(path: Path) -> dict[int, NDArray[np.float64]]:
         arrays = {int(key): value.values for key, value in content.items()}
         if sum(array.nbytes for array in arrays.values()) > path.stat().st_size:
             raise UnpicklingError("it repeats itself")
+        if not all(0 <= key < 1 << 31 and (np.abs(array) < 1e18).all() for key, array in arrays.items()):
+            raise UnpicklingError("it holds what are no classes or no numbers")
         return {key: array.astype(np.float64) for key, array in arrays.items()}
     except FileNotFoundError:
         raise P2PHDError(f"{path}: no such file") from None

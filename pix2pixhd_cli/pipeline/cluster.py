@@ -13,6 +13,7 @@ from pix2pixhd_cli.data.pictures import write_picture
 from pix2pixhd_cli.data.records import PackedSplit
 from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.features import ClassStyles, FeatureClusters, FeatureCodes
+from pix2pixhd_cli.pipeline.train import check_photos
 from pix2pixhd_cli.runs import Run
 from pix2pixhd_cli.settings import ClusterSettings, Settings, load_settings
 
@@ -44,6 +45,8 @@ def _cluster(folder: Run, packed: Path | None, chosen: Settings, names: Sequence
     """Cluster for a run that is ours alone."""
     run = folder.folder
     codes, spec = FeatureCodes.load(folder.features), folder.spec()
+    if codes.code.shape[1] != chosen.encoder.channels:
+        raise P2PHDError(f"{folder.features}: is not of this run; encode again")
     clusters = find_styles(codes, chosen.cluster)
     if folder.clusters.exists():
         clusters = clusters.inherit_names(FeatureClusters.load(folder.clusters))
@@ -51,6 +54,10 @@ def _cluster(folder: Run, packed: Path | None, chosen: Settings, names: Sequence
     folder.save_section(chosen, "cluster")
     clusters.save(folder.clusters)
     _report(clusters, spec)
+    if not any(len(styles.centres) for styles in clusters.classes.values()):
+        (run / "clusters.png").unlink(missing_ok=True)
+        console.warn("no class has styles: no instance is large enough; choose a smaller --min-area")
+        return clusters
     try:
         split = _encoded_split(codes, packed)
     except P2PHDError as error:
@@ -67,6 +74,7 @@ def _encoded_split(codes: FeatureCodes, packed: Path | None) -> PackedSplit:
     if not str(codes.packed):
         raise P2PHDError("these codes were imported without photos; `p2phd encode RUN PACKED` makes new ones")
     split = PackedSplit(packed or Path(str(codes.packed)), str(codes.split))
+    check_photos(split)
     sides = {entry.stem: (entry.height, entry.width) for entry in split.entries}
     for stem, box in zip(codes.stem, codes.box, strict=True):
         height, width = sides.get(str(stem), (0, 0))

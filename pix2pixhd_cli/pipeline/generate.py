@@ -12,6 +12,7 @@ from pix2pixhd_cli import console, images
 from pix2pixhd_cli.data import pictures
 from pix2pixhd_cli.data.dataset import map_path, read_example, read_spec, whole
 from pix2pixhd_cli.data.files import plain_name, sweep
+from pix2pixhd_cli.data.labels import first_place
 from pix2pixhd_cli.data.layouts import PICTURES, stem_of
 from pix2pixhd_cli.data.pictures import PictureError, write_picture
 from pix2pixhd_cli.errors import P2PHDError
@@ -252,7 +253,7 @@ class _Scenes:
         if bad.any() and painter.run.sources().imported and label[bad].min() >= painter.spec.labels:
             self.zeroed |= set(np.unique(label[bad]).tolist())
         elif bad.any():
-            row, column = np.argwhere(bad)[0]
+            row, column = first_place(bad)
             what = f"id {label[row, column]} at row {row}, column {column} is no class of {painter.run.folder}"
             raise PictureError(path, f"{what}; prepare the label map as the training data was")
 

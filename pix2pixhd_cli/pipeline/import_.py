@@ -12,11 +12,18 @@ from pydantic import ValidationError
 from pix2pixhd_cli import console
 from pix2pixhd_cli.data.dataset import DatasetSpec
 from pix2pixhd_cli.data.files import staging_folder, take_place
-from pix2pixhd_cli.data.labels import CITYSCAPES, CITYSCAPES_LABELS, LabelClass, plain_classes, read_class_table
+from pix2pixhd_cli.data.labels import (
+    CITYSCAPES,
+    CITYSCAPES_LABELS,
+    MAX_CLASSES,
+    LabelClass,
+    plain_classes,
+    read_class_table,
+)
 from pix2pixhd_cli.data.state_dicts import StateDict, read_class_dict, read_state_dict
 from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.features import ClassStyles, FeatureClusters, FeatureCodes
-from pix2pixhd_cli.model.build import build_model
+from pix2pixhd_cli.model.build import build_model, least_parameters
 from pix2pixhd_cli.reference import (
     assign,
     check_names,
@@ -66,6 +73,8 @@ def import_checkpoint(
     options = _read_options(checkpoint / "opt.txt")
     settings, channels = _infer(checkpoint, states, options, labels, boundary)
     spec = _describe_data(channels, classes, ignore_id)
+    if sum(array.size for letter in "GE" for array in states.get(letter, {}).values()) < least_parameters(settings):
+        raise P2PHDError(f"{checkpoint}: holds fewer values than networks of these shapes have")
     model = build_model(settings, labels=spec.labels, ignored=spec.ignored, training="D" in states)
     for name, network in model.networks.items():
         _assign(checkpoint, epoch, name[0].upper(), network, states, settings)
@@ -189,7 +198,7 @@ def _split_scene(
         boundary = labels is None or scene == labels + 1
     if labels is None:
         labels, source = scene - boundary, "the public defaults (a boundary map; see --no-boundary and --labels)"
-    if labels + boundary != scene or labels < 1:
+    if labels + boundary != scene or not 1 <= labels <= MAX_CLASSES:
         raise P2PHDError(
             f"{checkpoint}: the networks take {scene} channels beside features, but {source} say {labels} labels "
             f"{'and' if boundary else 'without'} a boundary map; see --labels and --no-boundary"

@@ -382,7 +382,7 @@ def _check_ids(recipe: Recipe, example: RawExample, label: NDArray[np.uint16]) -
         return
     bad = ~recipe.known_ids[label]
     if bad.any():
-        row, column = np.argwhere(bad)[0]
+        row, column = labels.first_place(bad)
         value = int(label[row, column])
         advice = "is it an instance map? " if value >= labels.MAX_CLASSES else ""
         raise PictureError(

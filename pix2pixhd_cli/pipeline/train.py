@@ -91,6 +91,8 @@ def _build(
         raise SettingsError(
             f"{folder.folder}: was trained with another perceptual loss than --perceptual-weights now gives"
         )
+    if resuming:
+        folder.check_size(chosen)
     _check_phases(chosen, started=init_from is not None or resuming, rgb=split.rgb)
     _check_data(split, chosen)
     _check_tensorboard(chosen)

@@ -100,7 +100,7 @@ def _compare(made: Path, expected: Path, *, complete: bool) -> None:
     found, wanted = _files(made), _files(expected)
     if complete:
         wanted = {path for path in wanted if path.parts[0] in {other.parts[0] for other in found}}
-        assert found == wanted, sorted(map(str, found ^ wanted))
+        assert found and found == wanted, sorted(map(str, found ^ wanted))
     for path in found:
         if path.name == "metrics.jsonl":
             lines, all_lines = (_lines(folder / path) for folder in (made, expected))

@@ -36,7 +36,7 @@ class Verbs(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
-            raise interrupted(stop, "stopped; nothing half-written is left") from None
+            raise interrupted(stop, "stopped; the same command makes it whole") from None
 
 
 app = typer.Typer(

@@ -3,8 +3,8 @@
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Self, TypeVar
+from contextlib import contextmanager, suppress
+from typing import Any, Self, TypeVar
 from unicodedata import category
 
 from rich.console import Console
@@ -14,8 +14,20 @@ from rich.table import Table
 
 from pix2pixhd_cli.errors import DataProblems, Interrupted, P2PHDError
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+
+class _Unbroken(Console):
+    """A console that goes on when it cannot be heard: a full disk under a log, or a closed pipe, must end no training."""
+
+    def print(self, *arguments: Any, **keywords: Any) -> None:
+        with suppress(OSError):
+            super().print(*arguments, **keywords)
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
+out = _Unbroken(highlight=False)
+err = _Unbroken(stderr=True, highlight=False)
 PROBLEMS_SHOWN = 1000
 Item = TypeVar("Item")
 Result = TypeVar("Result")

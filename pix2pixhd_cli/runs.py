@@ -126,25 +126,33 @@ class Run:
     def lock(self) -> Iterator[None]:
         """Keep other processes from writing here at the same time; the system opens the lock of one that died.
 
-        A folder that holds nothing else afterwards is taken away again. Raises `P2PHDError` naming who writes here already.
+        A folder that was made for it and holds nothing else afterwards is taken away again. Raises `P2PHDError` naming who writes
+        here already.
         """
+        made = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._refuse_links()
         path = self.folder / LOCK
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         try:
             self._take(descriptor)
-            sweep(self.folder, self.model.parent, self.folder / "samples")
-            for left in self.folder.glob("checkpoints/.*.partial"):
-                shutil.rmtree(left, ignore_errors=True)
+            self._sweep()
             try:
                 yield
             finally:
-                if [found.name for found in self.folder.iterdir()] == [LOCK]:
-                    path.unlink()
-                    self.folder.rmdir()
+                with suppress(OSError):
+                    if [found.name for found in self.folder.iterdir()] == [LOCK]:
+                        path.unlink()
+                        if made:
+                            self.folder.rmdir()
         finally:
             os.close(descriptor)
+
+    def _sweep(self) -> None:
+        """Delete what processes that died were writing."""
+        sweep(self.folder, self.model.parent, self.folder / "samples")
+        for left in self.folder.glob("checkpoints/.step-*.partial"):
+            shutil.rmtree(left, ignore_errors=True)
 
     def _refuse_links(self) -> None:
         """What is written to a run stays in it."""
@@ -280,14 +288,19 @@ class Run:
         """Whether the newest checkpoint holds one; an imported run may have come without."""
         return "discriminator" in _networks_held(self._newest_checkpoint())
 
-    def choose_model(self, model: Pix2PixHD, which: Literal["newest", "best"]) -> None:
-        """Make the newest or the best checkpoint's networks those that later verbs work with; `model` takes their weights."""
+    def choose_model(self, model: Pix2PixHD, which: Literal["newest", "best"]) -> bool:
+        """Make the newest or the best checkpoint's networks those that later verbs work with.
+
+        Returns whether they were others; `model` then has their weights.
+        """
         checkpoint = self.best_checkpoint() if which == "best" else None
         checkpoint = checkpoint or self._newest_checkpoint()
-        if not self.model.exists() or self.model_step() != _step_of(checkpoint):
+        other = not self.model.exists() or self.model_step() != _step_of(checkpoint)
+        if other:
             self._restore_networks(model, checkpoint)
             self.save_model(model, _step_of(checkpoint))
             console.info(f"{self.folder}: later verbs now work with step {_step_of(checkpoint)}")
+        return other
 
     def _restore_networks(self, model: Pix2PixHD, checkpoint: Path) -> None:
         held = _networks_held(checkpoint)

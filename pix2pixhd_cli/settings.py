@@ -419,7 +419,15 @@ def merge(layers: list[Layer]) -> Settings:
 
 
 def changes(old: Settings, new: Settings) -> dict[str, tuple[object, object]]:
-    """What a resumed training changes: each flag with its old value and its new one."""
+    """What a resumed training changes: each flag with its old value and its new one.
+
+    Raises `SettingsError` for what it may not change.
+    """
+    for section, field in _fixed(resume=True):
+        have, want = (getattr(getattr(one, section), field) for one in (old, new))
+        if have != want:
+            flag = flag_name(section, field, own=section == "train")
+            raise SettingsError(f"{flag} is {want!r}, but the run was trained with {have!r}: train a new run")
     pairs = {field: (getattr(old.train, field), getattr(new.train, field)) for field in CHANGEABLE}
     return {flag_name("train", field, own=True): pair for field, pair in pairs.items() if pair[0] != pair[1]}
 
@@ -506,14 +514,17 @@ def _section_model(section: str) -> type[Section]:
     return model
 
 
+def _fixed(resume: bool) -> list[tuple[str, str]]:
+    """The settings of a run that nothing may change, as (section, field)."""
+    sections = (*NETWORK_SECTIONS, "loss", "train") if resume else NETWORK_SECTIONS
+    return [(s, field) for s, field, _ in fields() if s in sections and (s != "train" or field not in CHANGEABLE)]
+
+
 def _refuse_contradictions(layers: list[Layer], resume: bool) -> None:
     """A run's networks are what they are: refuse sources that say otherwise."""
     run = merge(layers[-1:])
     asked = merge(layers)
-    fixed = [(section, field) for section, field, _ in fields() if section in NETWORK_SECTIONS]
-    if resume:
-        fixed += [(s, field) for s, field, _ in fields() if s in ("loss", "train") and field not in CHANGEABLE]
-    for section, field in fixed:
+    for section, field in _fixed(resume):
         have, want = (getattr(getattr(one, section), field) for one in (run, asked))
         if have != want:
             raise SettingsError(

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from pix2pixhd_cli import console, images
+from pix2pixhd_cli import console, engine, images
 from pix2pixhd_cli.boundary import boundary_map
 from pix2pixhd_cli.console import TrainingDisplay
 from pix2pixhd_cli.data.batches import plan_epoch, training_batches
@@ -176,7 +176,7 @@ class Trainer:
                 f"{run.folder}: steps {self._saved + 1} to {step} could not be saved; make room, and train them again with "
                 f"`{going_on}`"
             )
-        if stop.signal:
+        if stop.signal and step < steps:
             raise Interrupted(
                 f"stopped and saved at step {step} of {steps}; go on with `{going_on}`", 128 + stop.signal
             )
@@ -196,14 +196,15 @@ class Trainer:
             if step % chosen.log_every == 0 or step in (1, last):
                 line = {"step": step, "epoch": epoch, **losses, "learning_rate": learning_rate(chosen, epoch)}
                 _tried(step, run.log, line | {"seconds": round(time.perf_counter() - began, 4)})
-                _summarise(summaries, step, losses)
+                _tried(step, _summarise, summaries, step, losses)
             if step % chosen.sample_every == 0 or step == last:
                 _tried(step, self.sample, run, step)
             late = chosen.checkpoint_minutes and time.monotonic() - saved_at >= 60 * chosen.checkpoint_minutes
-            if step % chosen.checkpoint_every == 0 or step == last or late or stop.signal:
-                self._saved = step if _tried(step, self.save, run, step) else self._saved
+            planned, stopping = step % chosen.checkpoint_every == 0 or step == last, bool(stop.signal)
+            if planned or late or stopping:
+                self._saved = step if _tried(step, self.save, run, step, planned) else self._saved
                 saved_at = time.monotonic()
-            if stop.signal:
+            if stopping:
                 break
         return step
 
@@ -229,12 +230,15 @@ class Trainer:
         order = plan_epoch(len(self.split), chosen.seed, epoch, flip=chosen.flip).record
         return [self.split.entries[number].stem for number in order[place : place + chosen.batch_size]]
 
-    def save(self, run: Run, step: int) -> None:
-        """Write a checkpoint to go on from, and the model for later verbs."""
+    def save(self, run: Run, step: int, planned: bool) -> None:
+        """Write a checkpoint to go on from, and the model for later verbs.
+
+        Those that were not planned compete for no best, or a run that was stopped would end with another model.
+        """
         chosen = self.settings.train
-        distance = self.distance()
+        distance = self.distance() if planned else None
         best = run.best_distance()
-        if chosen.model == "newest" or best is None or distance <= best:
+        if chosen.model == "newest" or best is None or (distance is not None and distance <= best):
             run.save_model(self.model, step)
         run.save_checkpoint(self.state, step, chosen.keep_checkpoints, distance)
 
@@ -244,15 +248,15 @@ class Trainer:
 
     def sample(self, run: Run, step: int) -> None:
         """Write label map, boundary map, fake and photo of the same few examples."""
-        rows, flat = [], 0
+        rows, flat = [], []
         for sample in self._samples():
             fake, photo = (images.to_uint8(picture) for picture in (sample.fake, sample.photo))
             colours = images.colour_labels(sample.label, self.split.spec.dataset.classes)
             rows.append([colours, images.from_mask(boundary_map(sample.instance)), fake, photo])
-            flat += images.is_flat(fake) and not images.is_flat(photo)
+            flat += [images.is_flat(fake)] if not images.is_flat(photo) else []
         scale = max(1, 256 // rows[0][0].shape[1])
         sheet = images.grid(rows, ["label", "boundary", "fake", "photo"], scale=scale)
-        self._flat_samples = self._flat_samples + 1 if step and flat == len(rows) else 0
+        self._flat_samples = self._flat_samples + 1 if step and flat and all(flat) else 0
         if self._flat_samples == FLAT_SAMPLES:
             console.warn(
                 f"step {step}: the last {FLAT_SAMPLES} samples are of one colour, or black and white; the networks have stopped "
@@ -309,10 +313,11 @@ def _tried(step: int, write: Callable[..., None], *arguments: object) -> bool:
     """Whether something could be written; if not, the user hears of it."""
     try:
         write(*arguments)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
+    except (OSError, tf.errors.OpError) as error:
+        where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        what = error.strerror if isinstance(error, OSError) else engine.reason(error)
         console.warn(
-            f"step {step}: {where}{error.strerror or error}; not written. Training goes on, and tries again at the next save"
+            f"step {step}: {where}{what or error}; not written. Training goes on, and tries again at the next save"
         )
         return False
     return True

@@ -4,6 +4,7 @@ Nothing is unpickled, every array is checked against the archive's CRC-32, and w
 file has before memory is taken. The same arrays always give the same bytes.
 """
 
+import errno
 import math
 import struct
 import tokenize
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pix2pixhd_cli.data.files import whole_file
-from pix2pixhd_cli.errors import P2PHDError, check_regular
+from pix2pixhd_cli.errors import P2PHDError, check_regular, naming
 
 # What a damaged archive makes the standard library and numpy raise.
 DAMAGE = (
@@ -110,6 +111,9 @@ def _complaining(path: Path, advice: str) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except DAMAGE as error:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)):
+            with naming(path):  # The system's trouble, and not the file's.
+                raise
         raise P2PHDError(
             f"{path}: damaged ({(str(error) or type(error).__name__).splitlines()[0]}); {advice}"
         ) from None

@@ -10,7 +10,7 @@ from unicodedata import category
 
 from pydantic import AfterValidator
 
-from pix2pixhd_cli.errors import naming
+from pix2pixhd_cli.errors import P2PHDError, naming
 
 
 def check_plain_name(text: str) -> str:
@@ -74,7 +74,9 @@ def staging_folder(folder: Path) -> Iterator[Path]:
 
 
 def partial_folder(folder: Path) -> Path:
-    """The hidden folder beside `folder` in which it is made."""
+    """The hidden folder beside `folder` in which it is made; raises `P2PHDError` where nothing can be renamed to it."""
+    if folder.is_mount():
+        raise P2PHDError(f"{folder}: is a mount point; name a folder in it")
     whole = folder.resolve()
     return whole.with_name(f".{whole.name}.p2phd-partial")
 
@@ -83,7 +85,7 @@ def take_place(staging: Path, folder: Path) -> None:
     """Rename `staging` to `folder`, which is empty or not there."""
     with naming(folder):
         if folder.exists():
-            folder.rmdir()
+            folder.resolve().rmdir()
         staging.replace(folder.resolve())
 
 

@@ -52,16 +52,15 @@ def _cluster(folder: Run, packed: Path | None, chosen: Settings, names: Sequence
         clusters = clusters.inherit_names(FeatureClusters.load(folder.clusters))
     clusters = clusters.rename(names, spec)
     folder.save_section(chosen, "cluster")
+    (run / "clusters.png").unlink(missing_ok=True)  # It shows others.
     clusters.save(folder.clusters)
     _report(clusters, spec)
     if not any(len(styles.centres) for styles in clusters.classes.values()):
-        (run / "clusters.png").unlink(missing_ok=True)
         console.warn("no class has styles: no instance is large enough; choose a smaller --min-area")
         return clusters
     try:
         split = _encoded_split(codes, packed)
     except P2PHDError as error:
-        (run / "clusters.png").unlink(missing_ok=True)
         console.warn(f"no picture of the styles: {error} (if the packed data moved, name it after RUN)")
         return clusters
     write_picture(run / "clusters.png", _picture(codes, clusters, spec, chosen, split))

@@ -131,18 +131,17 @@ def prepare(source: Path, dataset: Path, settings: Settings | None = None) -> Da
     staging = partial_folder(dataset)
     try:
         records, problems = _convert_all(recipe, dataset, staging)
+        if problems:
+            raise DataProblems(problems, f"nothing was written to {dataset}; mend these files and run again")
+        spec = _describe(recipe, records)
+        _publish(recipe, spec, records, staging, dataset)
     except KeyboardInterrupt as stop:
         raise interrupted(stop, "stopped; the same command goes on where it was") from None
     except OSError as error:
         raise P2PHDError(f"{error.filename}: {error.strerror}; after mending that, the same command goes on") from None
-    try:
-        if problems:
-            raise DataProblems(problems, f"nothing was written to {dataset}; mend these files and run again")
-        spec = _describe(recipe, records)
     except P2PHDError:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    _publish(recipe, spec, records, staging, dataset)
     shutil.rmtree(staging, ignore_errors=True)
     _write_contact_sheet(dataset, spec)
     _report(recipe, spec, records, dataset)

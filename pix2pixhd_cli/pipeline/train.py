@@ -12,7 +12,7 @@ from pix2pixhd_cli.model.build import build_model, side_multiple, smallest_side
 from pix2pixhd_cli.model.pix2pixhd import Pix2PixHD
 from pix2pixhd_cli.perceptual_weights import VggFile, cached_imagenet, load_vgg
 from pix2pixhd_cli.runs import Run, Sources
-from pix2pixhd_cli.settings import Settings, TrainSettings, changes, parse_size, settings_of_run
+from pix2pixhd_cli.settings import Settings, TrainSettings, changes, load_settings, parse_size, settings_of_run
 from pix2pixhd_cli.training import Trainer, estimate_memory, sizes
 
 PAPER_PERCEPTUAL = 10.0
@@ -39,10 +39,12 @@ def train(
 
     Raises `P2PHDError` for data that cannot be trained on, and `Interrupted` after Ctrl-C or SIGTERM, once all is saved.
     """
-    chosen = settings or Settings()
+    going_on = resume and Run(run).exists
+    chosen = settings or (load_settings(run=run, resume=True) if going_on else Settings())
     split = PackedSplit(packed, chosen.train.split)
+    _check_run(Run(run), split, resume)
     if dry_run:
-        trainer, _ = _build(Run(run), split, chosen, init_from, resuming=resume and Run(run).exists)
+        trainer, _ = _build(Run(run), split, chosen, init_from, resuming=going_on)
         _estimate_time(trainer)
         return
     with Run(run).lock():
@@ -56,23 +58,27 @@ def _train(folder: Run, split: PackedSplit, settings: Settings, init_from: Path 
     if resume and not resuming:
         console.warn(f"{folder.folder}: there is nothing to go on from; starting anew, with the settings given now")
     if resuming:
-        init_from = None if folder.checkpoints() else folder.sources().init_from
+        source = folder.sources().init_from
+        if init_from is not None and init_from.resolve() != source:
+            raise SettingsError(f"--init-from {init_from}: the run started from {source or 'nothing'}; leave it out")
+        init_from = None if folder.checkpoints() else source
     trainer, perceptual = _build(folder, split, settings, init_from, resuming)
     chosen, start = trainer.settings, 0
     if resuming:
         start = folder.restore_checkpoint(trainer.state)
         folder.prune(chosen.train.keep_checkpoints)
+        if start and folder.choose_model(trainer.model, chosen.train.model):
+            folder.restore_checkpoint(trainer.state)
         changed = _tell_changes(settings_of_run(folder.folder), chosen, start)
-        folder.save_settings(chosen)
         sources = folder.sources()
         update = {"packed": split.packed.resolve(), "changes": (*sources.changes, *changed)}
         folder.save_sources(sources.model_copy(update=update))
+        folder.save_settings(chosen)
     else:
         packed, source = split.packed.resolve(), init_from and init_from.resolve()
         sources = Sources(packed=packed, examples=split.digest, init_from=source, perceptual=perceptual)
         folder.create(chosen, split.spec.dataset, sources)
     if start >= trainer.schedule.steps:
-        folder.choose_model(trainer.model, chosen.train.model)
         console.info(f"{folder.folder} is trained already, to step {start}; more --epochs would go on")
         return
     if start:
@@ -87,7 +93,7 @@ def _build(
     """Check that everything fits, and build the networks; also returns what the run records of the perceptual loss."""
     chosen = _resolve_encoder(settings, split, init_from)
     chosen, vgg = _resolve_perceptual(chosen)
-    if resuming and folder.sources().perceptual != _identity(vgg):
+    if resuming and (folder.sources().perceptual or {}).get("sha256") != (vgg and vgg.sha256):
         raise SettingsError(
             f"{folder.folder}: was trained with another perceptual loss than --perceptual-weights now gives"
         )
@@ -222,13 +228,13 @@ def _check_tensorboard(settings: Settings) -> None:
 
 def _check_run(folder: Run, split: PackedSplit, resume: bool) -> None:
     """A run is never overwritten, and never goes on with data of other classes."""
+    if folder.exists and folder.sources().imported:
+        raise P2PHDError(f"{folder.folder}: is imported; train a new run from it with --init-from {folder.folder}")
     if folder.exists and not resume:
         raise P2PHDError(f"{folder.folder}: a run is here already; go on with --resume, or name another folder")
     if not folder.exists and not folder.is_free:
         raise P2PHDError(f"{folder.folder}: holds other files; name a new or empty folder for the run")
     if folder.exists:
-        if folder.sources().imported:
-            raise P2PHDError(f"{folder.folder}: is imported; train a new run from it with --init-from {folder.folder}")
         check_classes(folder, split)
         if folder.sources().examples != split.digest:
             raise P2PHDError(f"{split.packed}: is not the data that {folder.folder} was trained on; start a new run")

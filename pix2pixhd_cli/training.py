@@ -1,12 +1,14 @@
 """The training loop: epochs, learning rate, and what is logged, sampled and saved on the way."""
 
 import math
+import os
 import shlex
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from types import FrameType
 from typing import NamedTuple
@@ -21,7 +23,7 @@ from pix2pixhd_cli.console import TrainingDisplay
 from pix2pixhd_cli.data.batches import plan_epoch, training_batches
 from pix2pixhd_cli.data.pictures import write_picture
 from pix2pixhd_cli.data.records import PackedSplit
-from pix2pixhd_cli.errors import Interrupted, P2PHDError, interrupted
+from pix2pixhd_cli.errors import Interrupted, P2PHDError
 from pix2pixhd_cli.model.build import build_optimizers, side_multiple
 from pix2pixhd_cli.model.pix2pixhd import Batch, Losses, Pix2PixHD
 from pix2pixhd_cli.runs import Run, checkpoint_state
@@ -71,33 +73,54 @@ class Schedule:
         return self.epochs * self.steps_per_epoch
 
 
-@dataclass
 class Stop:
-    """Set by the first Ctrl-C or SIGTERM; the second one leaves at once."""
+    """Set by the first Ctrl-C or SIGTERM; the second one leaves at once.
 
-    signal: int = 0
-    previous: dict[int, object] = field(default_factory=dict)
+    The interpreter hears no signal while TensorFlow works on a step, so a thread listens to what the system writes for each.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self, last_words: Callable[[], str]) -> None:
+        self.signal = 0
+        self._last_words = last_words
 
     def ask(self, number: int, frame: FrameType | None) -> None:
-        """Remember the signal and give the next one its usual effect."""
+        """Remember the signal."""
         del frame
         self.signal = number
-        for one, handler in self.previous.items():
-            signal.signal(one, handler)  # type: ignore[arg-type]
+
+    def listen(self, pipe: int) -> None:
+        """Answer the first signal in the pipe, and leave at the second."""
+        for said in (False, True):
+            number = 0
+            while number not in self.SIGNALS:
+                if not (byte := os.read(pipe, 1)):
+                    return
+                number = byte[0]
+            console.info(self._last_words() if said else "finishing the step and saving; once more leaves at once")
+        console.out.show_cursor()
+        os._exit(128 + number)
 
 
 @contextmanager
-def stopping_in_good_order() -> Iterator[Stop]:
-    """Catch Ctrl-C and SIGTERM once, so that the step can be finished and saved."""
-    stop = Stop()
-    stop.previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in stop.previous:
-        signal.signal(number, stop.ask)
+def stopping_in_good_order(last_words: Callable[[], str]) -> Iterator[Stop]:
+    """Catch Ctrl-C and SIGTERM once, so that the step can be finished and saved; `last_words` come with the second."""
+    stop, (reader, writer) = Stop(last_words), os.pipe()
+    os.set_blocking(writer, False)
+    listener = threading.Thread(target=stop.listen, args=(reader,), daemon=True)
+    listener.start()
+    heard = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    previous = {number: signal.signal(number, stop.ask) for number in stop.SIGNALS}
     try:
         yield stop
     finally:
-        for number, handler in stop.previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(heard)
+        os.close(writer)
+        listener.join()
+        os.close(reader)
 
 
 class Trainer:
@@ -166,11 +189,12 @@ class Trainer:
         self._saved, steps = start, self.schedule.steps
         run.start_metrics(start)
         going_on = shlex.join(["p2phd", "train", str(self.split.packed), str(run.folder), "--resume"])
-        try:
-            with stopping_in_good_order() as stop, TrainingDisplay(steps, self.schedule.epochs, start) as display:
-                step = self._train_on(run, start, stop, display)
-        except KeyboardInterrupt as leave:
-            raise interrupted(leave, f"stopped at once; `{going_on}` goes on after step {self._saved}") from None
+
+        def last_words() -> str:
+            return f"stopped at once; `{going_on}` goes on after step {self._saved}"
+
+        with stopping_in_good_order(last_words) as stop, TrainingDisplay(steps, self.schedule.epochs, start) as display:
+            step = self._train_on(run, start, stop, display)
         if self._saved < step:
             raise P2PHDError(
                 f"{run.folder}: steps {self._saved + 1} to {step} could not be saved; make room, and train them again with "

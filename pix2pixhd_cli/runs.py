@@ -362,9 +362,7 @@ def _write_variables(path: Path, state: State, step: int) -> None:
             for number, variable in enumerate(variables):
                 value = variable.numpy()
                 if not np.isfinite(value).all():
-                    raise P2PHDError(
-                        f"{path}: not written, for the {name.replace('_', ' ')} holds values that are no numbers"
-                    )
+                    raise P2PHDError(f"the {name.replace('_', ' ')} holds values that are no numbers")
                 yield f"{name}/{number:03d}", value
 
     write_arrays(path, arrays())

@@ -168,7 +168,7 @@ class Trainer:
     def step(self, batch: Batch, epoch: int) -> dict[str, float]:
         """Train on one batch, as the epoch's phase has it, and return its losses by name.
 
-        Raises `P2PHDError` naming the first loss that is no number, with the weights as they were.
+        Raises `P2PHDError` naming the first loss that is no number, or the gradients, with the weights as they were.
         """
         try:
             losses: Losses = self._steps[epoch <= self.settings.train.fixed_global_epochs](batch)
@@ -177,7 +177,7 @@ class Trainer:
             for name, value in losses._asdict().items():
                 if not np.isfinite(value):
                     raise P2PHDError(f"{name} is {float(value)}") from None
-            raise
+            raise P2PHDError("the losses' gradients are too large for numbers") from None
         return {name: float(value) for name, value in losses._asdict().items()}
 
     def fit(self, run: Run, start: int) -> None:
@@ -215,7 +215,8 @@ class Trainer:
         for step, epoch, batch in self.batches(start):
             began = time.perf_counter()
             self._set_rate(epoch)
-            losses = self._step_or_stop(batch, step, epoch)
+            with self._naming_examples(step):
+                losses = self.step(batch, epoch)
             display.update(step, epoch, losses, len(batch.photo))
             if step % chosen.log_every == 0 or step in (1, last):
                 line = {"step": step, "epoch": epoch, **losses, "learning_rate": learning_rate(chosen, epoch)}
@@ -226,7 +227,8 @@ class Trainer:
             late = chosen.checkpoint_minutes and time.monotonic() - saved_at >= 60 * chosen.checkpoint_minutes
             planned, stopping = step % chosen.checkpoint_every == 0 or step == last, bool(stop.signal)
             if planned or late or stopping:
-                self._saved = step if _tried(step, self.save, run, step, planned) else self._saved
+                with self._naming_examples(step):
+                    self._saved = step if _tried(step, self.save, run, step, planned) else self._saved
                 saved_at = time.monotonic()
             if stopping:
                 break
@@ -236,16 +238,20 @@ class Trainer:
         for optimizer in filter(None, self.optimizers):
             optimizer.learning_rate.assign(learning_rate(self.settings.train, epoch))
 
-    def _step_or_stop(self, batch: Batch, step: int, epoch: int) -> dict[str, float]:
-        """A step; a loss that is no number ends the training, with the step and the examples named."""
+    @contextmanager
+    def _naming_examples(self, step: int) -> Iterator[None]:
+        """What makes no numbers ends the training, with the step and the examples named."""
         try:
-            return self.step(batch, epoch)
+            yield
         except P2PHDError as error:
-            kept = f"the checkpoint of step {self._saved} is kept" if self._saved else "nothing was saved yet"
-            raise P2PHDError(
-                f"step {step}: {error}, on {', '.join(self.stems(step))}; {kept}. Look at these examples, or train a new run "
-                "with a smaller --learning-rate, from this one with --init-from"
-            ) from None
+            advice = "Look at these examples, or train a new run with a smaller --learning-rate"
+            kept = "nothing was saved yet"
+            if self._saved:
+                kept, advice = (
+                    f"the checkpoint of step {self._saved} is kept",
+                    f"{advice}, from this one with --init-from",
+                )
+            raise P2PHDError(f"step {step}: {error}, on {', '.join(self.stems(step))}; {kept}. {advice}") from None
 
     def stems(self, step: int) -> list[str]:
         """The examples that a step sees."""

@@ -281,6 +281,15 @@ def test_a_loss_that_is_no_number_stops_before_it_does_harm(
     assert len(Run(begun).checkpoints()) == 2
 
 
+def test_gradients_that_are_too_large_stop_it_too(packed: Path, tmp_path: Path) -> None:
+    settings = tiny_settings(loss={"feature_matching": 1e30}, train={"checkpoint_every": 1})
+    with pytest.raises(
+        P2PHDError, match=r"step 1: the losses' gradients are too large for numbers, on .*nothing was saved"
+    ):
+        train(packed, tmp_path / "run", settings)
+    assert not Run(tmp_path / "run").checkpoints()
+
+
 def test_weights_that_are_no_numbers_are_not_saved_over_good_ones(
     packed: Path, begun: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,7 +302,9 @@ def test_weights_that_are_no_numbers_are_not_saved_over_good_ones(
 
     monkeypatch.setattr(Trainer, "step", spoil)
     monkeypatch.setattr(Trainer, "distance", lambda _: 1.0)
-    with pytest.raises(P2PHDError, match=r"no numbers"):
+    with pytest.raises(
+        P2PHDError, match=r"step 5: the generator holds .* no numbers, on \w+, \w+; the checkpoint of step 4 is"
+    ):
         train(packed, begun, load_settings({"train": {"checkpoint_every": 1}}, run=begun, resume=True), resume=True)
     assert Run(begun).checkpoints()[-1].name == "step-00000004"
 

@@ -239,8 +239,11 @@ class Pix2PixHD:
         with self._after(of_fake):
             discriminator_gradients = judging.gradient(discriminator_loss, [v.value for v in discriminator_variables])
         with self._after(discriminator_gradients):
-            generator_gradients = painting.gradient(fake, [v.value for v in generator_variables], tf.add_n(of_fake))
-        with tf.control_dependencies([tf.debugging.check_numerics(tf.add_n(losses), "a loss")]):
+            fake_gradient = tf.add_n(of_fake)
+            generator_gradients = painting.gradient(fake, [v.value for v in generator_variables], fake_gradient)
+        # Squares, because Adam squares. The generator's own gradients would all have to be kept for this.
+        squares = tf.add_n([tf.nn.l2_loss(gradient) for gradient in (fake_gradient, *discriminator_gradients)])
+        with tf.control_dependencies([tf.debugging.check_numerics(tf.add_n(losses) + squares, "a loss or gradient")]):
             generator_optimizer.apply(generator_gradients, generator_variables)
             discriminator_optimizer.apply(discriminator_gradients, discriminator_variables)
         return losses

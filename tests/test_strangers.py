@@ -1,0 +1,173 @@
+"""Files made to take gigabytes, hours, or what is not theirs: each is refused at once, by name."""
+
+import io
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from pix2pixhd_cli.data.arrays import open_arrays
+from pix2pixhd_cli.data.labels import CITYSCAPES, read_class_table, read_polygons
+from pix2pixhd_cli.data.pictures import read_label_map, read_photo
+from pix2pixhd_cli.data.state_dicts import read_state_dict
+from pix2pixhd_cli.errors import P2PHDError
+from pix2pixhd_cli.perceptual_weights import load_vgg
+from pix2pixhd_cli.runs import Run
+from pix2pixhd_cli.settings import load_settings
+from tests.conftest import Command, save
+from tests.test_state_dicts import VALUES, Tensor, pickled, write_zip
+
+Reader = Callable[[Path], object]
+KERNEL = np.zeros((3, 3, 3, 64), np.float32)
+
+
+def array(path: Path) -> object:
+    with open_arrays(path) as file:
+        return file.read("a")
+
+
+def vgg(path: Path) -> object:
+    return load_vgg(str(path))
+
+
+def polygons(path: Path) -> object:
+    return read_polygons(path, CITYSCAPES)
+
+
+def config(path: Path) -> object:
+    return load_settings(config=path)
+
+
+def huge_side(path: Path) -> None:
+    write_zip(path, pickled({"a": Tensor("0", "FloatStorage", (1 << 60,), 24)}), {"0": VALUES.tobytes()})
+
+
+def false_storage(path: Path) -> None:
+    write_zip(path, pickled({"a": Tensor("0", "FloatStorage", (24,), 1 << 40)}), {"0": VALUES.tobytes()})
+
+
+def packed_head(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("net/data.pkl", b"\x80\x02" + b"]" * 10_000_000 + b".")
+
+
+def npy(content: np.ndarray, version: tuple[int, int] = (1, 0)) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, content, version)
+    return buffer.getvalue()
+
+
+def bzip(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("a.npy", npy(np.zeros(10)))
+
+
+def long_head(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.npy", npy(np.zeros(10), (2, 0)))
+
+
+def large_chunk(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file.create_dataset("block1_conv1", (1,), "f8", chunks=(10_000_000,), maxshape=(None,), compression="gzip")
+
+
+def text_weights(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file["block1_conv1"] = np.zeros((3, 3, 3, 64), "S1")
+
+
+def weights_elsewhere(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file.create_dataset("a", (3, 3, 3, 64), "f4", external=[(str(path.with_name("pipe")), 0, KERNEL.nbytes)])
+
+
+def endless_scans(path: Path) -> None:
+    save(path, np.zeros((32, 32, 3), np.uint8))
+    data = path.read_bytes()
+    scan = data[data.index(b"\xff\xda") : -2]
+    path.write_bytes(data[:-2] + scan * 200 + data[-2:])
+
+
+def corners(path: Path) -> None:
+    ring = [[n % 7, n * 37 % 60_000] for n in range(20_000)]
+    scene = {"imgHeight": 60_000, "imgWidth": 1, "objects": [{"label": "car", "polygon": ring}] * 3}
+    path.write_text(json.dumps(scene))
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "read", "message"),
+    [
+        ("a.pth", huge_side, read_state_dict, "something else than tensors"),
+        ("b.pth", false_storage, read_state_dict, "has 96 bytes, and claims"),
+        ("c.pth", packed_head, read_state_dict, "its pickle is compressed"),
+        ("a.npz", bzip, array, "packed as numpy never does"),
+        ("b.npz", long_head, array, "version"),
+        ("a.h5", large_chunk, vgg, "larger than any of VGG's"),
+        ("b.h5", text_weights, vgg, "something else than numbers"),
+        ("c.h5", weights_elsewhere, vgg, "something else than numbers of its own"),
+        ("a.jpg", endless_scans, read_photo, "too many scans"),
+        ("a.json", corners, polygons, "so many corners"),
+        ("a.toml", lambda path: path.write_text("a" + ".a" * 20_000 + "=1"), config, "one of its keys is"),
+        ("a.csv", lambda path: path.write_text("id,name\n" + "0,a\n" * 60_000), read_class_table, "60000 classes"),
+        ("a.png", os.mkfifo, read_label_map, "is no file"),
+        ("b.json", os.mkfifo, polygons, "is no file"),
+        ("d.pth", os.mkfifo, read_state_dict, "is no file"),
+        ("c.npz", os.mkfifo, array, "is no file"),
+    ],
+)
+def test_it_is_refused_at_once(tmp_path: Path, name: str, make: Reader, read: Reader, message: str) -> None:
+    path = tmp_path / name
+    make(path)
+    with pytest.raises(P2PHDError, match=message) as refusal:
+        read(path)
+    assert name in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "samples", "model", "metrics.jsonl", ".lock"])
+def test_a_run_with_links_is_not_written_to(p2phd: Command, run: Path, tmp_path: Path, name: str) -> None:
+    copy, outside = tmp_path / "run", tmp_path / "outside"
+    shutil.copytree(run, copy)
+    (outside / ".mine.partial").mkdir(parents=True)
+    (outside / ".notes.99999999.partial").write_text("mine")
+    if (copy / name).is_dir():
+        shutil.rmtree(copy / name)
+    else:
+        (copy / name).unlink(missing_ok=True)
+    (copy / name).symlink_to(outside)
+    outcome = p2phd("cluster", copy)
+    assert outcome.code == 1 and f"{copy / name}: is a link" in outcome.err
+    assert sorted(path.name for path in outside.iterdir()) == [".mine.partial", ".notes.99999999.partial"]
+
+
+def test_a_folder_of_others_is_refused_untouched(p2phd: Command, packed: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "foreign/checkpoints/.mine.partial/data"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("mine")
+    assert "holds other files" in p2phd("train", packed, tmp_path / "foreign").err
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [kept]
+
+
+def test_what_is_no_checkpoint_is_left_alone(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    newest = Run(tmp_path / "run").checkpoints()[-1]
+    shutil.copytree(newest, newest.with_name(f"{newest.name}-copy2"))
+    newest.with_name("step-9x9").mkdir()
+    assert Run(tmp_path / "run").checkpoints() == [
+        tmp_path / "run" / path.relative_to(run) for path in Run(run).checkpoints()
+    ]
+    Run(tmp_path / "run").prune(1)
+    assert newest.with_name(f"{newest.name}-copy2").exists()
+
+
+def test_clustering_where_nothing_is_large_enough(p2phd: Command, run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    outcome = p2phd("cluster", tmp_path / "run", "--min-area", 0.9)
+    assert outcome.code == 0 and "choose a smaller --min-area" in outcome.err
+    assert not (tmp_path / "run/clusters.png").exists()

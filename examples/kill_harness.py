@@ -35,6 +35,8 @@ COMMANDS = {
 }
 # What a verb starts with, beside what the ones before it made.
 NEEDS = {"encode": "train", "cluster": "encode", "generate": "cluster"}
+# The folder it writes to.
+MAKES = {"prepare": "dataset", "pack": "packed", "train": "run", "encode": "run", "cluster": "run", "generate": "out"}
 
 
 def main() -> None:
@@ -69,6 +71,7 @@ def kill_all(folder: Path, verbs: list[str], kills: int, seed: int) -> Iterator[
                 shutil.copytree(folder / f"after-{NEEDS[verb]}", work)
             count += _kill_until_done(verb, folder, work, seconds[verb], rng)
             rounds += 1
+            assert (work / MAKES[verb]).is_dir(), f"{verb} made nothing"
             _compare(work, folder / f"after-{verb}", complete=True)
         yield f"{verb}: killed {count} times in {rounds} rounds, and everything is the same"
 
@@ -100,7 +103,7 @@ def _compare(made: Path, expected: Path, *, complete: bool) -> None:
     found, wanted = _files(made), _files(expected)
     if complete:
         wanted = {path for path in wanted if path.parts[0] in {other.parts[0] for other in found}}
-        assert found and found == wanted, sorted(map(str, found ^ wanted))
+        assert found == wanted, sorted(map(str, found ^ wanted))
     for path in found:
         if path.name == "metrics.jsonl":
             lines, all_lines = (_lines(folder / path) for folder in (made, expected))
@@ -130,6 +133,9 @@ def _compare_model(model: Path, expected: Path) -> None:
         checkpoint = expected / f"run/checkpoints/step-{int(ours['step']):08d}/networks.npz"
         arrays = {name: ours[name] for name in ours.files}
     with np.load(checkpoint) as theirs:
+        assert set(arrays) == {name for name in theirs.files if not name.startswith("discriminator")}, (
+            f"{model} differs"
+        )
         assert all((array == theirs[name]).all() for name, array in arrays.items()), f"{model} differs"
 
 

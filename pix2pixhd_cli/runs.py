@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict
 from pix2pixhd_cli import console
 from pix2pixhd_cli.data.arrays import open_arrays, write_arrays
 from pix2pixhd_cli.data.dataset import DatasetSpec
-from pix2pixhd_cli.data.files import sweep, sync, write_text
+from pix2pixhd_cli.data.files import make_folder, sweep, sync, write_text
 from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.model.build import Optimizers, build_model, least_parameters
 from pix2pixhd_cli.model.layers import blank_weights
@@ -73,7 +73,6 @@ class Run:
 
     def create(self, settings: Settings, spec: DatasetSpec, sources: Sources) -> None:
         """Write what a run starts with; `settings.json`, which makes it a run, comes last."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / "dataset.json", seal(spec.model_dump(mode="json")))
         self.save_sources(sources)
         self.save_settings(settings)
@@ -130,7 +129,7 @@ class Run:
         here already.
         """
         made = not self.folder.exists()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         self._refuse_links()
         path = self.folder / LOCK
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
@@ -186,7 +185,7 @@ class Run:
         spec = self.spec()
         if not self.model.exists():
             raise P2PHDError(f"{self.folder}: has no trained model yet ({self.model.name} is missing); train it first")
-        _check_size(self.model, settings)
+        _check_size(self.model, least_parameters(settings))
         with blank_weights():
             model = build_model(settings, labels=spec.labels, ignored=spec.ignored, training=False)
         read_variables(self.model, network_variables(model))
@@ -195,7 +194,7 @@ class Run:
     def load_networks(self, settings: Settings) -> Pix2PixHD:
         """All networks as the newest checkpoint has them; one that it does not hold has fresh weights."""
         spec, checkpoint = self.spec(), self._newest_checkpoint()
-        _check_size(checkpoint / NETWORKS, settings)
+        _check_size(checkpoint / NETWORKS, least_parameters(settings))
         model = build_model(settings, labels=spec.labels, ignored=spec.ignored, training=True)
         self._restore_networks(model, checkpoint)
         return model
@@ -225,10 +224,8 @@ class Run:
         staging = target.with_name(f".{target.name}.partial")
         shutil.rmtree(staging, ignore_errors=True)
         try:
-            _write_variables(staging / NETWORKS, {name: state[name] for name in NETWORK_NAMES if name in state}, step)
-            _write_variables(
-                staging / TRAINING, {name: state[name] for name in state if name not in NETWORK_NAMES}, step
-            )
+            for file, variables in _parts(state).items():
+                _write_variables(staging / file, variables, step)
             write_text(staging / SCORE, seal({"distance": distance}))
             if self._unlogged:
                 self._write_log()
@@ -242,10 +239,13 @@ class Run:
             shutil.rmtree(staging, ignore_errors=True)
         self.prune(keep)
 
-    def check_size(self, settings: Settings) -> None:
-        """Refuse settings whose networks are much larger than the newest checkpoint's, before these are built."""
-        if self.checkpoints():
-            _check_size(self._newest_checkpoint() / NETWORKS, settings)
+    def check_sizes(self, settings: Settings, height: int, width: int) -> None:
+        """Refuse settings whose networks, or pool of pictures, are much larger than any checkpoint's, before they are built."""
+        pool = 4 * settings.train.pool_size * height * width  # A label channel at the least, and three colours.
+        for file, least in {NETWORKS: least_parameters(settings), TRAINING: pool}.items():
+            found = [path / file for path in self.checkpoints() if (path / file).exists()]
+            if found:
+                _check_size(max(found, key=lambda path: path.stat().st_size), least)
 
     def prune(self, keep: int) -> None:
         """Delete all checkpoints but the newest `keep` and the best."""
@@ -254,13 +254,16 @@ class Run:
 
     def best_checkpoint(self) -> Path | None:
         """The checkpoint of the smallest distance, the newest of several; None if no distances are known."""
-        least = self.best_distance()
-        return max((path for path in self.checkpoints() if _distance(path) == least is not None), default=None)
+        scores = self._scores()
+        return min(reversed(scores), key=lambda path: scores[path], default=None)
 
     def best_distance(self) -> float | None:
         """The smallest distance of a checkpoint, if any are known."""
-        known = [distance for path in self.checkpoints() if (distance := _distance(path)) is not None]
-        return min(known, default=None)
+        return min(self._scores().values(), default=None)
+
+    def _scores(self) -> dict[Path, float]:
+        """The distances that are known, by checkpoint."""
+        return {path: distance for path in self.checkpoints() if (distance := _distance(path)) is not None}
 
     def restore_checkpoint(self, state: State) -> int:
         """Restore the newest whole checkpoint and return its step; 0, with nothing restored, if there is none.
@@ -270,8 +273,8 @@ class Run:
         damaged: list[Path] = []
         for folder in reversed(self.checkpoints()):
             try:
-                read_variables(folder / NETWORKS, {name: state[name] for name in NETWORK_NAMES if name in state})
-                read_variables(folder / TRAINING, {name: state[name] for name in state if name not in NETWORK_NAMES})
+                for file, variables in _parts(state).items():
+                    read_variables(folder / file, variables)
             except (P2PHDError, FileNotFoundError) as error:
                 console.warn(f"{error}" if isinstance(error, P2PHDError) else f"{folder}: is not whole")
                 damaged.append(folder)
@@ -353,6 +356,12 @@ def network_variables(model: Pix2PixHD) -> State:
     return {name: [weight.value for weight in network.weights] for name, network in model.networks.items()}
 
 
+def _parts(state: State) -> dict[str, State]:
+    """What goes to which of a checkpoint's files of arrays."""
+    networks = {name: variables for name, variables in state.items() if name in NETWORK_NAMES}
+    return {NETWORKS: networks, TRAINING: {name: state[name] for name in state if name not in networks}}
+
+
 def _write_variables(path: Path, state: State, step: int) -> None:
     """Write the step and every variable as NAME/NUMBER; raises `P2PHDError` rather than writing what is no number."""
 
@@ -376,10 +385,10 @@ def read_variables(path: Path, state: State) -> None:
             variable.assign(file.read(name, tuple(variable.shape), variable.dtype.as_numpy_dtype))
 
 
-def _check_size(path: Path, settings: Settings) -> None:
-    """Compare a file of weights with what the settings ask for, before memory is taken for that."""
-    if path.exists() and path.stat().st_size < 4 * least_parameters(settings):
-        raise P2PHDError(f"{path}: is too small for networks of this run's settings; one of both is damaged")
+def _check_size(path: Path, least: int) -> None:
+    """Compare a file with the fewest numbers that the settings ask for, before memory is taken for these."""
+    if path.exists() and path.stat().st_size < 4 * least:
+        raise P2PHDError(f"{path}: is too small for this run's settings; one of both is damaged")
 
 
 def _networks_held(checkpoint: Path) -> set[str]:

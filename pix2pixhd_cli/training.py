@@ -132,9 +132,9 @@ class Trainer:
         self.settings = settings
         self.schedule = Schedule(settings.train, len(split))
         self.optimizers = build_optimizers(settings, model)
+        found = trained_sizes(split, settings)
         if settings.train.pool_size:
-            height, width = parse_size(settings.train.crop) if settings.train.crop else sizes(split)[0]
-            model.add_pool(settings.train.pool_size, height, width, settings.train.seed)
+            model.add_pool(settings.train.pool_size, *found[0], settings.train.seed)
         self.state = checkpoint_state(model, self.optimizers)
         self._flat_samples = self._saved = 0
         generator, discriminator, outermost = self.optimizers
@@ -145,7 +145,6 @@ class Trainer:
 
         # Sides are fixed before running where all pictures have the same: which way is taken to convolve must depend on the
         # data alone, not on what came first, or a resumed run would differ in the last bit.
-        found = [parse_size(settings.train.crop)] if settings.train.crop else sizes(split)
         spec = batch_spec(split.rgb, None, *(found[0] if len(found) == 1 else (None, None)))
         self._steps = [tf.function(partial(train_step, fixed), input_signature=[spec]) for fixed in (False, True)]
         self._reconstruct = tf.function(model.reconstruct)  # Traced for each size, for the same reason.
@@ -374,3 +373,8 @@ def _summarise(writer: tf.summary.SummaryWriter | None, step: int, losses: dict[
 def sizes(split: PackedSplit) -> Sequence[tuple[int, int]]:
     """The different sizes of a split's examples, as (height, width)."""
     return sorted({(entry.height, entry.width) for entry in split.entries})
+
+
+def trained_sizes(split: PackedSplit, settings: Settings) -> Sequence[tuple[int, int]]:
+    """The different sizes that are trained on: those of the examples, or what is cropped of them."""
+    return [parse_size(settings.train.crop)] if settings.train.crop else sizes(split)

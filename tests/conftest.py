@@ -1,6 +1,7 @@
 """A tiny toy city and everything the six verbs make of it, once per session."""
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from toy_city import draw_city as draw_city  # noqa: E402
 
 from pix2pixhd_cli.cli import main  # noqa: E402
 from pix2pixhd_cli.settings import Settings  # noqa: E402
+from tests.power import Death  # noqa: E402
 
 TINY = {
     "generator": {"filters": 4, "downsamplings": 2, "blocks": 1},
@@ -118,6 +120,38 @@ def run(packed: Path) -> Path:
     encode(folder)
     cluster(folder, names=["road:0=asphalt", "car:0=red"])
     return folder
+
+
+@pytest.fixture(scope="session")
+def died(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that died after four of its six steps, with checkpoints of steps 2 and 4."""
+    from pix2pixhd_cli.pipeline.train import train
+    from pix2pixhd_cli.training import Trainer
+
+    folder, original = tmp_path_factory.mktemp("died") / "run", Trainer.step
+    steps: list[int] = []
+
+    def die(self: Trainer, batch: object, epoch: int) -> dict[str, float]:
+        steps.append(1)
+        if len(steps) == 5:
+            raise Death
+        return original(self, batch, epoch)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Death):
+        patch.setattr(Trainer, "step", die)
+        train(packed, folder, tiny_settings())
+    return folder
+
+
+@pytest.fixture
+def begun(died: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(died, tmp_path / "begun")
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def read(path: Path) -> NDArray[np.generic]:

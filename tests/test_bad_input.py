@@ -153,6 +153,12 @@ def escaping_shard(tmp: Path) -> None:
     (tmp / "packed/pack.json").write_text(seal(spec))
 
 
+def twice_named_shard(tmp: Path) -> None:
+    spec = unseal((tmp / "packed/pack.json").read_text())
+    spec["shards"]["val"] = spec["shards"]["train"] * 1000
+    (tmp / "packed/pack.json").write_text(seal(spec))
+
+
 def escaping_stem(tmp: Path) -> None:
     spec = unseal((tmp / "dataset/dataset.json").read_text())
     spec["splits"]["val"][0]["stem"] = "../../outside"
@@ -256,6 +262,7 @@ IN_FLAGS = [
         "train {tmp}/packed {tmp}/made", "pack.json: damaged", copies="packed", breaker=text("packed/pack.json", "")
     ),
     Mistake("train {tmp}/packed {tmp}/made", "must be a file's plain name", copies="packed", breaker=escaping_shard),
+    Mistake("train {tmp}/packed {tmp}/made", "a shard is named twice", copies="packed", breaker=twice_named_shard),
     Mistake("encode {tmp}", "no trained run here (settings.json is missing)"),
     Mistake("encode {run} {tmp}/nowhere", "nowhere: no packed data set here"),
     Mistake("encode {tmp}/run", "settings.json: damaged", copies="run", breaker=text("run/settings.json", "")),
@@ -308,7 +315,7 @@ IN_FLAGS = [
     ),
     Mistake(
         "generate {tmp}/run {dataset} {tmp}/out",
-        "weights.npz: is too small for networks of this run's settings",
+        "weights.npz: is too small for this run's settings",
         copies="run",
         breaker=other_filters,
     ),

@@ -14,9 +14,8 @@ import pytest
 
 from pix2pixhd_cli.pipeline.train import train
 from pix2pixhd_cli.training import Trainer
-from tests.conftest import Command, tiny_settings
+from tests.conftest import Command, tiny_settings, tree
 from tests.test_import import lay_out
-from tests.test_survival import tree
 
 NUMBERS = [errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS]
 QUICK = {

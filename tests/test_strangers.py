@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,14 @@ import numpy as np
 import pytest
 
 from pix2pixhd_cli.data.arrays import open_arrays
+from pix2pixhd_cli.data.dataset import read_spec
 from pix2pixhd_cli.data.labels import CITYSCAPES, read_class_table, read_polygons
 from pix2pixhd_cli.data.pictures import read_label_map, read_photo
 from pix2pixhd_cli.data.state_dicts import read_state_dict
 from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.perceptual_weights import load_vgg
 from pix2pixhd_cli.runs import Run
+from pix2pixhd_cli.sealed import seal, unseal
 from pix2pixhd_cli.settings import load_settings
 from tests.conftest import Command, save
 from tests.test_state_dicts import VALUES, Tensor, pickled, write_zip
@@ -128,6 +131,28 @@ def test_it_is_refused_at_once(tmp_path: Path, name: str, make: Reader, read: Re
     with pytest.raises(P2PHDError, match=message) as refusal:
         read(path)
     assert name in str(refusal.value)
+
+
+def test_a_million_mistakes_take_no_more_than_the_first(dataset: Path, tmp_path: Path) -> None:
+    spec = unseal((dataset / "dataset.json").read_text())
+    spec["splits"]["train"] = [{}] * 300_000
+    (tmp_path / "dataset.json").write_text(seal(spec))
+    tracemalloc.start()
+    with pytest.raises(P2PHDError, match="stem: Field required"):
+        read_spec(tmp_path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 200 << 20
+
+
+@pytest.mark.parametrize("verb", ["prepare", "pack"])
+def test_a_mount_point_is_no_place_for_a_folder_that_is_renamed(
+    p2phd: Command, city: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    monkeypatch.setattr(Path, "is_mount", lambda self: self == tmp_path)
+    outcome = p2phd(verb, {"prepare": city, "pack": dataset}[verb], tmp_path)
+    assert outcome.code == 1 and outcome.err.endswith(f"{tmp_path}: is a mount point; name a folder in it\n")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "samples", "model", "metrics.jsonl", ".lock"])

@@ -1,12 +1,12 @@
 """What a run outlives: kills, losses of power, full disks, damaged checkpoints, other processes, losses that are no numbers."""
 
-import contextlib
 import errno
 import itertools
 import multiprocessing
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,43 +18,14 @@ import pytest
 import tensorflow as tf
 
 from pix2pixhd_cli.data import files
-from pix2pixhd_cli.errors import P2PHDError
-from pix2pixhd_cli.pipeline.pack import pack
-from pix2pixhd_cli.pipeline.prepare import prepare
+from pix2pixhd_cli.errors import Interrupted, P2PHDError, SettingsError
 from pix2pixhd_cli.pipeline.train import train
-from pix2pixhd_cli.runs import Run, State
-from pix2pixhd_cli.settings import Settings, load_settings
+from pix2pixhd_cli.runs import Run
+from pix2pixhd_cli.sealed import seal
+from pix2pixhd_cli.settings import load_settings
 from pix2pixhd_cli.training import Trainer
-from tests.conftest import COMMANDS, Command, draw_city, kill_all, tiny_settings
+from tests.conftest import COMMANDS, Command, kill_all, tiny_settings, tree
 from tests.test_training import metrics, same_run
-
-
-class Death(BaseException):
-    """The process ends here."""
-
-
-@pytest.fixture(scope="module")
-def died(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that died after four of its six steps, with checkpoints of steps 2 and 4."""
-    folder, original = tmp_path_factory.mktemp("died") / "run", Trainer.step
-    steps: list[int] = []
-
-    def die(self: Trainer, batch: object, epoch: int) -> dict[str, float]:
-        steps.append(1)
-        if len(steps) == 5:
-            raise Death
-        return original(self, batch, epoch)  # type: ignore[arg-type]
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Death):
-        patch.setattr(Trainer, "step", die)
-        train(packed, folder, tiny_settings())
-    return folder
-
-
-@pytest.fixture
-def begun(died: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
-    return shutil.copytree(died, tmp_path / "begun")
 
 
 def flip_a_bit(path: Path, place: float = 0.5) -> None:
@@ -63,11 +34,17 @@ def flip_a_bit(path: Path, place: float = 0.5) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("file", ["networks.npz", "training.npz"])
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"), [("networks.npz", flip_a_bit), ("networks.npz", cut), ("training.npz", cut)]
+)
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
-    p2phd: Command, packed: Path, run: Path, begun: Path, file: str
+    p2phd: Command, packed: Path, run: Path, begun: Path, file: str, damage: Callable[[Path], None]
 ) -> None:
-    flip_a_bit(begun / "checkpoints/step-00000004" / file)
+    damage(begun / "checkpoints/step-00000004" / file)
     outcome = p2phd("train", packed, begun, "--resume")
     assert outcome.code == 0, outcome.err
     assert f"step-00000004/{file}: damaged" in outcome.err
@@ -124,6 +101,49 @@ def test_the_newest_and_the_best_checkpoints_are_kept(
     newest = load_settings({"train": {"model": "newest"}}, run=folder.folder, resume=True)
     train(packed, folder.folder, newest, resume=True)
     assert folder.model_step() == 6
+
+
+def test_the_best_model_may_be_asked_for_on_resuming(packed: Path, run: Path, begun: Path) -> None:
+    (begun / "checkpoints/step-00000002/score.json").write_text(seal({"distance": 0.0}))
+    settings = load_settings({"train": {"model": "best"}}, run=begun, resume=True)
+    train(packed, begun, settings, resume=True)
+    assert Run(begun).model_step() == 2
+    with np.load(begun / "model/weights.npz") as model, np.load(Run(begun).checkpoints()[0] / "networks.npz") as best:
+        assert all((model[name] == best[name]).all() for name in model.files)
+    last = "checkpoints/step-00000006"
+    assert tree(begun / last) == tree(run / last), "choosing a model leaves no trace in the training"
+
+
+def test_a_stop_between_two_checkpoints_changes_no_best(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, folders = tiny_settings(train={"model": "best"}), (tmp_path / "stopped", tmp_path / "undisturbed")
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Trainer, "step", signalling(3))
+        train(packed, folders[0], settings)
+    for folder in folders:
+        train(packed, folder, settings, resume=folder.exists())
+    same_run(*folders)
+
+
+def signalling(step: int) -> Callable[..., dict[str, float]]:
+    """`Trainer.step`, with a SIGTERM in the one of this number."""
+    original, steps = Trainer.step, itertools.count(1)
+
+    def signalled(*arguments: Any) -> dict[str, float]:
+        if next(steps) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    return signalled
+
+
+def test_a_stop_in_the_last_step_changes_nothing(
+    packed: Path, run: Path, begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "step", signalling(2))
+    train(packed, begun, load_settings(run=begun, resume=True), resume=True)
+    same_run(begun, run)
 
 
 def test_a_sealed_file_may_be_changed_by_hand_aloud(p2phd: Command, packed: Path, begun: Path) -> None:
@@ -191,6 +211,29 @@ def test_a_disk_that_stays_full_ends_the_training_with_the_way_to_go_on(
     same_run(begun, run)
 
 
+def test_a_training_that_nobody_can_hear_goes_on(packed: Path, run: Path, begun: Path) -> None:
+    reader, pipe = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "pix2pixhd_cli", "train", str(packed), str(begun), "--resume"]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=pipe, timeout=120, check=False)
+    os.close(pipe)
+    assert done.returncode == 0
+    same_run(begun, run)
+
+
+def test_a_full_disk_under_tensorboard_costs_only_that(
+    packed: Path, run: Path, begun: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise tf.errors.ResourceExhaustedError(None, None, "events: No space left on device")
+
+    monkeypatch.setattr("pix2pixhd_cli.training._summarise", fail)
+    train(packed, begun, load_settings({"train": {"tensorboard": True}}, run=begun, resume=True), resume=True)
+    assert capsys.readouterr().err.count("No space left on device; not written. Training goes on") == 2
+    same_run(begun, run)
+
+
 def test_metrics_that_could_not_be_written_follow_later(tmp_path: Path) -> None:
     folder = Run(tmp_path)
     folder.log({"step": 1})
@@ -200,6 +243,8 @@ def test_metrics_that_could_not_be_written_follow_later(tmp_path: Path) -> None:
         folder.log({"step": 2})
     folder.metrics.rmdir()
     (tmp_path / "away").rename(folder.metrics)
+    folder.save_checkpoint({"generator": [tf.Variable(0.0)]}, 2, keep=1)
+    assert [line["step"] for line in metrics(tmp_path)] == [1, 2]
     folder.log({"step": 3})
     assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3]
     with folder.metrics.open("ab") as file:
@@ -243,6 +288,15 @@ def test_resuming_takes_over_what_is_harmless_and_refuses_the_rest(p2phd: Comman
     changes = Run(begun).sources().changes
     assert {"after_step": 4, "setting": "--sample-every", "from": 100, "to": 2} in changes
     assert load_settings(run=begun).train.decay_epochs == 0
+
+
+def test_other_settings_are_refused_from_python_too(packed: Path, run: Path, begun: Path) -> None:
+    with pytest.raises(SettingsError, match=r"--learning-rate is 0\.1, but .* was trained with 0\.0002"):
+        train(packed, begun, tiny_settings(train={"learning_rate": 0.1}), resume=True)
+    with pytest.raises(SettingsError, match=f"--init-from {run}: the run started from nothing; leave it out"):
+        train(packed, begun, init_from=run, resume=True)
+    train(packed, begun, resume=True)
+    same_run(begun, run)
 
 
 def test_resuming_where_nothing_is_starts_anew(p2phd: Command, packed: Path, tmp_path: Path) -> None:
@@ -318,180 +372,11 @@ def test_pictures_of_one_colour_are_told_of(
     )
     train(packed, tmp_path / "run", tiny_settings(train={"sample_every": 1}))
     assert capsys.readouterr().err.count("step 3: the last 3 samples are of one colour") == 1
-
-
-OPERATIONS = ("replace", "rename", "mkdir", "rmdir", "unlink", "fsync", "open")
-
-
-class Power:
-    """Lets so many file operations happen, and none after that; what was not synced is lost."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, operations: int) -> None:
-        self.left = operations
-        self.synced: dict[int, int] = {}
-        for name in OPERATIONS:
-            monkeypatch.setattr(os, name, self._counted(getattr(os, name), name))
-
-    def _counted(self, operation: Callable[..., object], name: str) -> Callable[..., object]:
-        def counted(*arguments: object, **keywords: object) -> object:
-            if name == "open" and not (len(arguments) > 1 and int(arguments[1]) & os.O_WRONLY):  # type: ignore[call-overload]
-                return operation(*arguments, **keywords)
-            if self.left <= 0:
-                raise Death
-            self.left -= 1
-            result = operation(*arguments, **keywords)
-            if name == "fsync":
-                state = os.fstat(int(arguments[0]))  # type: ignore[call-overload]
-                self.synced[state.st_ino] = state.st_size
-            return result
-
-        return counted
-
-    def lose(self, folder: Path, before: set[int]) -> None:
-        """Cut every file to what had reached the disk."""
-        for path in folder.rglob("*"):
-            if path.is_file() and path.stat().st_ino not in before:
-                with path.open("r+b") as file:
-                    file.truncate(min(path.stat().st_size, self.synced.get(path.stat().st_ino, 0)))
-
-
-def saved(folder: Path, monkeypatch: pytest.MonkeyPatch, operations: int) -> bool:
-    """Save step 2 over steps 0 and 1, with so many file operations until the power fails; whether it sufficed."""
-    folder.mkdir()
-    run, variable = Run(folder), tf.Variable([0.0, 0.0])
-    state: State = {"generator": [variable], "pool": [variable]}
-    for step in (0, 1):
-        variable.assign([step, -step])
-        run.log({"step": step})
-        run.save_checkpoint(state, step, keep=2, distance=float(step))
-    before = {path.stat().st_ino for path in folder.rglob("*")}
-    variable.assign([2, -2])
-    with monkeypatch.context() as patch:
-        power = Power(patch, operations)
-        try:
-            run.log({"step": 2})
-            run.save_checkpoint(state, 2, keep=1, distance=2.0)
-        except Death:
-            pass
-    power.lose(folder, before)
-    return power.left > 0
-
-
-def test_power_may_fail_between_any_two_file_operations_of_a_save(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    steps = []
-    for operations in itertools.count():
-        folder = tmp_path / str(operations)
-        whole = saved(folder, monkeypatch, operations)
-        variable = tf.Variable([9.0, 9.0])
-        with Run(folder).lock():
-            step = Run(folder).restore_checkpoint({"generator": [variable], "pool": [variable]})
-            Run(folder).start_metrics(step)
-        assert variable.numpy().tolist() == [step, -step]
-        assert [line["step"] for line in metrics(folder)] == list(range(step + 1))
-        assert not list(folder.rglob("*.partial"))
-        steps.append(step)
-        if whole:
-            break
-    assert len(steps) > 15 and steps == sorted(steps) and set(steps) == {1, 2}
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def failing_power(folder: Path, work: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """Do `work`, in `folder`, with more and more file operations until the power fails, on to when it is done."""
-    for operations in itertools.count():
-        before = {path.stat().st_ino for path in folder.rglob("*")}
-        with monkeypatch.context() as patch:
-            power = Power(patch, operations)
-            with contextlib.suppress(Death):
-                work()
-        power.lose(folder, before)
-        yield operations
-        if power.left > 0:
-            return
-
-
-def test_power_may_fail_anywhere_in_prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A data set is made anew with other settings; whatever comes after that, gives what it would have given."""
-    city, made = tmp_path / "city", tmp_path / "here/dataset"
-    draw_city(city, train=1, val=1, seed=1, height=32, width=64)
-    kinds = [Settings(prepare={"width": width}) for width in (64, 32)]
-    clean = []
-    for number, settings in enumerate(kinds):
-        prepare(city, tmp_path / str(number), settings)
-        clean.append(tree(tmp_path / str(number)))
-
-    def start() -> None:
-        shutil.rmtree(made.parent, ignore_errors=True)
-        shutil.copytree(tmp_path / "0", made)
-
-    start()
-    for operations in failing_power(tmp_path / "here", lambda: prepare(city, made, kinds[1]), monkeypatch):
-        prepare(city, made, kinds[operations % 2])
-        assert tree(made.parent) == {f"dataset/{name}": data for name, data in clean[operations % 2].items()}
-        start()
-    assert operations > 30
-
-
-@pytest.mark.parametrize("old", [None, 3])
-def test_power_may_fail_anywhere_in_pack(
-    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: int | None
-) -> None:
-    made, wanted = tmp_path / "here/packed", Settings(pack={"shards": 2})
-    pack(dataset, tmp_path / "clean", wanted)
-
-    def start() -> None:
-        shutil.rmtree(made.parent, ignore_errors=True)
-        made.mkdir(parents=True)
-        if old is not None:
-            pack(dataset, made, Settings(pack={"shards": old}))
-
-    start()
-    tries = 0
-    for _ in failing_power(tmp_path / "here", lambda: pack(dataset, made, wanted), monkeypatch):
-        pack(dataset, made, wanted)
-        assert tree(made) == tree(tmp_path / "clean")
-        start()
-        tries += 1
-    assert tries > 10
-
-
-def test_a_file_is_the_old_one_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "here/file"
-    files.write_text(path, "old")
-    found = []
-    for _ in failing_power(path.parent, lambda: files.write_text(path, "new"), monkeypatch):
-        found.append(path.read_text())
-        files.write_text(path, "old")
-    assert found == sorted(found, reverse=True) and set(found) == {"old", "new"}
-
-
-@pytest.mark.slow
-def test_power_may_fail_anywhere_in_a_training(
-    packed: Path, run: Path, begun: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = load_settings(run=begun, resume=True)
-    for operations in itertools.count():
-        copy = begun.with_name(f"copy{operations}")
-        shutil.copytree(begun, copy)
-        before = {path.stat().st_ino for path in copy.rglob("*")}
-        with monkeypatch.context() as patch:
-            power = Power(patch, operations)
-            try:
-                train(packed, copy, settings, resume=True)
-                break
-            except Death:
-                power.lose(copy, before)
-        train(packed, copy, settings, resume=True)
-        same_run(copy, run)
-        shutil.rmtree(copy)
-    assert operations > 20
-    same_run(copy, run)
+    monkeypatch.setattr(
+        Trainer, "_samples", lambda self: (s._replace(fake=s.fake * 0, photo=s.photo * 0) for s in samples(self))
+    )
+    train(packed, tmp_path / "grey", tiny_settings(train={"sample_every": 1}))
+    assert "of one colour" not in capsys.readouterr().err, "photos of one colour are to be learnt as they are"
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
 
 from pix2pixhd_cli.data.files import PlainName
 from pix2pixhd_cli.data.labels import MAX_CLASSES, MAX_ID, LabelClass, find_class
@@ -56,11 +56,11 @@ class DatasetSpec(BaseModel):
 
     format: Literal[1] = 1
     input: InputKind = "labels"
-    classes: tuple[LabelClass, ...]
+    classes: Annotated[tuple[LabelClass, ...], FailFast()]
     labels: int = Field(ge=0, le=MAX_CLASSES)
     ignored: tuple[Annotated[int, Field(ge=0, le=MAX_ID)], ...] = Field(max_length=MOST_IGNORED)
     has_instances: bool
-    splits: dict[PlainName, tuple[ExampleEntry, ...]]
+    splits: dict[PlainName, Annotated[tuple[ExampleEntry, ...], FailFast()]]
     pixels: dict[PlainName, dict[int, int]]
 
     def entries(self, split: str) -> tuple[ExampleEntry, ...]:

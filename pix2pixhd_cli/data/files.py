@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated
 from unicodedata import category
@@ -43,7 +44,7 @@ PlainName = Annotated[str, AfterValidator(check_plain_name)]
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a name beside `path` to write to; it becomes `path`, on the disk, if all goes well and is gone if not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with naming(path):
@@ -66,7 +67,7 @@ def staging_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder beside `folder`, to fill and then to give to `take_place`; otherwise it is gone afterwards."""
     beside = partial_folder(folder)
     shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    make_folder(beside)
     try:
         yield beside
     finally:
@@ -87,6 +88,22 @@ def take_place(staging: Path, folder: Path) -> None:
         if folder.exists():
             folder.resolve().rmdir()
         staging.replace(folder.resolve())
+        sync(folder.resolve().parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, on the disk."""
+    missing = list(takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, on the disk, if it is there."""
+    if path.exists():
+        path.unlink()
+        sync(path.parent)
 
 
 def sweep(*folders: Path) -> None:

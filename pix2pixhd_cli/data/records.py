@@ -14,14 +14,14 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
 
 from pix2pixhd_cli.data.dataset import DatasetSpec, Example, ExampleEntry
 from pix2pixhd_cli.data.files import PlainName
@@ -49,8 +49,15 @@ class PackSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[1] = 1
-    shards: dict[PlainName, tuple[Shard, ...]]
+    shards: dict[PlainName, Annotated[tuple[Shard, ...], FailFast()]]
     dataset: DatasetSpec
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        names = [shard.file for shards in self.shards.values() for shard in shards]
+        if len(set(names)) < len(names):
+            raise ValueError("a shard is named twice")
+        return self
 
 
 class Place(NamedTuple):

@@ -57,6 +57,7 @@ def _replace(old: PackSpec, staging: Path, packed: Path) -> None:
         (packed / shard.file).unlink(missing_ok=True)
     for name in sorted(made, key=lambda name: name == "pack.json"):
         made[name].replace(packed / name)
+        sync(packed)
 
 
 def _pack_split(

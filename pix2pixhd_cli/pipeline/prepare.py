@@ -9,9 +9,10 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from pix2pixhd_cli import __version__, console, images
 from pix2pixhd_cli.boundary import boundary_map
 from pix2pixhd_cli.data import labels, layouts, pictures
 from pix2pixhd_cli.data.dataset import DatasetSpec, ExampleEntry, map_path, photo_path, read_example
-from pix2pixhd_cli.data.files import partial_folder, sweep, whole_file, write_text
+from pix2pixhd_cli.data.files import make_folder, partial_folder, remove, sweep, sync, whole_file, write_text
 from pix2pixhd_cli.data.labels import LabelClass
 from pix2pixhd_cli.data.layouts import RawExample, RawTree
 from pix2pixhd_cli.data.pictures import PictureError
@@ -278,6 +279,7 @@ def _convert(recipe: Recipe, example: RawExample, fingerprint: str, staging: Pat
     if size.height * size.width > MOST_PIXELS or max(size) > MOST_SIDE:
         what = f"would become {size}, more than {MOST_PIXELS:,} pixels; see --size, --width and --multiple"
         return [PictureError(example.input, what)]
+    remove(_record_path(staging, example.split, example.stem))  # It vouches for other settings' files.
     suffix = _write_photo(example, photo, size, staging) if photo is not None else None
     counts = _write_maps(recipe, example, label, instance, size, staging)
     of_instance, spanning = labels.majority_classes(counts)
@@ -459,16 +461,27 @@ def _publish(recipe: Recipe, spec: DatasetSpec, records: Sequence[Record], stagi
     fresh = [(e, r) for e, r in pairs if _known_record(recipe, dataset, e, r.fingerprint) is None]
     if not fresh and description.exists() and description.read_text() == text:
         return
-    (dataset / RECORDS).mkdir(parents=True, exist_ok=True)  # From now on the folder is known for a data set of ours.
-    description.unlink(missing_ok=True)
-    for example, record in fresh:
-        _record_path(dataset, example.split, example.stem).unlink(missing_ok=True)
-        for path in _files(staging, recipe, example.split, record.entry):
-            target = dataset / path.relative_to(staging)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            path.replace(target)
+    make_folder(dataset / RECORDS)  # From now on the folder is known for a data set of ours.
+    remove(description)
+    for example, _ in fresh:
+        remove(_record_path(dataset, example.split, example.stem))
+    moving = [_files(staging, recipe, example.split, record.entry) for example, record in fresh]
+    _move(chain.from_iterable(files for *files, _ in moving), staging, dataset)
+    _move((record for *_, record in moving), staging, dataset)
     _delete_stale(recipe, dataset, {(e.split, e.stem): r for e, r in pairs})
     write_text(description, text)
+
+
+def _move(paths: Iterable[Path], staging: Path, dataset: Path) -> None:
+    """Move files from STAGING to the same places in DATASET, on the disk."""
+    folders = set()
+    for path in paths:
+        target = dataset / path.relative_to(staging)
+        make_folder(target.parent)
+        path.replace(target)
+        folders.add(target.parent)
+    for folder in folders:
+        sync(folder)
 
 
 def _delete_stale(recipe: Recipe, dataset: Path, wanted: dict[tuple[str, str], Record]) -> None:

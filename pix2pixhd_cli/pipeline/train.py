@@ -13,7 +13,7 @@ from pix2pixhd_cli.model.pix2pixhd import Pix2PixHD
 from pix2pixhd_cli.perceptual_weights import VggFile, cached_imagenet, load_vgg
 from pix2pixhd_cli.runs import Run, Sources
 from pix2pixhd_cli.settings import Settings, TrainSettings, changes, load_settings, parse_size, settings_of_run
-from pix2pixhd_cli.training import Trainer, estimate_memory, sizes
+from pix2pixhd_cli.training import Trainer, estimate_memory, sizes, trained_sizes
 
 PAPER_PERCEPTUAL = 10.0
 
@@ -98,7 +98,7 @@ def _build(
             f"{folder.folder}: was trained with another perceptual loss than --perceptual-weights now gives"
         )
     if resuming:
-        folder.check_size(chosen)
+        folder.check_sizes(chosen, *trained_sizes(split, chosen)[0])
     _check_phases(chosen, started=init_from is not None or resuming, rgb=split.rgb)
     _check_data(split, chosen)
     _check_tensorboard(chosen)
@@ -265,7 +265,7 @@ def _describe(model: Pix2PixHD, trainer: Trainer) -> None:
     _describe_phases(model, trainer.settings.train)
     devices = [device.name.removeprefix("/physical_device:") for device in tf.config.list_physical_devices("GPU")]
     schedule, chosen = trainer.schedule, trainer.settings.train
-    height, width = parse_size(chosen.crop) if chosen.crop else max(sizes(trainer.split), key=lambda s: s[0] * s[1])
+    height, width = max(trained_sizes(trainer.split, trainer.settings), key=lambda size: size[0] * size[1])
     memory = estimate_memory(model, chosen.batch_size, height, width)
     console.info(f"device: {', '.join(devices) or 'CPU'}; a step will take roughly {console.size(memory)} of memory")
     console.info(

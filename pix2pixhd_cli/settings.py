@@ -482,7 +482,7 @@ def _read_run(run: Path) -> Values:
     try:
         with naming(path):
             values = unseal(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise P2PHDError(
             f"{run}: no trained run here (settings.json is missing); `p2phd train PACKED {run}` makes one"
         ) from None

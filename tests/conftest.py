@@ -15,6 +15,7 @@ from PIL import Image
 from pix2pixhd_cli import engine
 
 engine.start()
+os.environ.pop("COLUMNS", None)  # The console would keep to it, whatever a test says.
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 from kill_harness import COMMANDS as COMMANDS  # noqa: E402

@@ -92,8 +92,11 @@ def take_place(staging: Path, folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those above it that are missing, on the disk."""
-    missing = list(takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
+    """Make a folder, and those above it that are missing, on the disk; raises `P2PHDError` where something else is there."""
+    missing = list(takewhile(lambda path: not path.is_dir(), (folder, *folder.parents)))
+    for path in missing:
+        if (path.exists() or path.is_symlink()) and not path.is_dir():
+            raise P2PHDError(f"{path}: is no folder; name another place")
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
         sync(path.parent)

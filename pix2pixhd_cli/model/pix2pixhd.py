@@ -220,7 +220,7 @@ class Pix2PixHD:
         """Update G (with E), then D, both from D as it was before the step; returns the losses before the update.
 
         `fixed_global` updates the outermost enhancer's own layers only. Raises `tf.errors.InvalidArgumentError`, having updated
-        nothing, if a loss is no number.
+        nothing, if a loss is no number or a gradient too large for one.
         """
         conditioning = self.condition(batch)
         with tf.GradientTape() as painting:
@@ -238,12 +238,12 @@ class Pix2PixHD:
             of_fake.append(judging.gradient(by_discriminator, fake))
         with self._after(of_fake):
             discriminator_gradients = judging.gradient(discriminator_loss, [v.value for v in discriminator_variables])
-        with self._after(discriminator_gradients):
-            fake_gradient = tf.add_n(of_fake)
-            generator_gradients = painting.gradient(fake, [v.value for v in generator_variables], fake_gradient)
-        # Squares, because Adam squares. The generator's own gradients would all have to be kept for this.
+        fake_gradient = tf.add_n(of_fake)
+        # Squares, because Adam squares. The generator's gradients come after this, so that each is used up at once: checked too,
+        # they would all have to be kept.
         squares = tf.add_n([tf.nn.l2_loss(gradient) for gradient in (fake_gradient, *discriminator_gradients)])
         with tf.control_dependencies([tf.debugging.check_numerics(tf.add_n(losses) + squares, "a loss or gradient")]):
+            generator_gradients = painting.gradient(fake, [v.value for v in generator_variables], fake_gradient)
             generator_optimizer.apply(generator_gradients, generator_variables)
             discriminator_optimizer.apply(discriminator_gradients, discriminator_variables)
         return losses

@@ -71,9 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except P2PHDError as error:
         _fail(error)
     except OSError as error:
-        if error.filename is None:
-            raise
-        _fail(P2PHDError(f"{error.filename}: {error.strerror}"))
+        _fail(P2PHDError(f"{error.filename or 'a file'}: {error.strerror or error}"))
 
 
 @contextmanager

@@ -7,9 +7,9 @@ Every file is whole or absent, and those that a training goes on from outlive a 
 `model/weights.npz` are safe to take from strangers: they hold arrays, checked against the settings, and nothing else.
 """
 
+import errno
 import fcntl
 import json
-import math
 import os
 import re
 import shutil
@@ -22,13 +22,13 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from pix2pixhd_cli import console
 from pix2pixhd_cli.data.arrays import open_arrays, write_arrays
 from pix2pixhd_cli.data.dataset import DatasetSpec
 from pix2pixhd_cli.data.files import make_folder, sweep, sync, write_text
-from pix2pixhd_cli.errors import P2PHDError
+from pix2pixhd_cli.errors import P2PHDError, check_regular, naming
 from pix2pixhd_cli.model.build import Optimizers, build_model, least_parameters
 from pix2pixhd_cli.model.layers import blank_weights
 from pix2pixhd_cli.model.pix2pixhd import Pix2PixHD
@@ -60,6 +60,12 @@ class Sources(BaseModel):
     changes: tuple[dict[str, Any], ...] = ()
 
 
+class Score(BaseModel):
+    """`score.json` of a checkpoint: the mean L1 distance of the samples' fakes from their photos, if it was measured."""
+
+    distance: float | None = Field(ge=0, allow_inf_nan=False)
+
+
 class Run:
     """One training run's folder."""
 
@@ -70,6 +76,7 @@ class Run:
         self.features = folder / "features.npz"
         self.clusters = folder / "clusters.npz"
         self._unlogged = ""
+        self._told: set[Path] = set()
 
     def create(self, settings: Settings, spec: DatasetSpec, sources: Sources) -> None:
         """Write what a run starts with; `settings.json`, which makes it a run, comes last."""
@@ -248,22 +255,30 @@ class Run:
                 _check_size(max(found, key=lambda path: path.stat().st_size), least)
 
     def prune(self, keep: int) -> None:
-        """Delete all checkpoints but the newest `keep` and the best."""
-        for old in set(self.checkpoints()[:-keep]) - {self.best_checkpoint()}:
+        """Delete all checkpoints but the newest `keep`, the best, and those of which nobody can say how good they are."""
+        for old in set(self.checkpoints()[:-keep]) & set(self._scores()) - {self.best_checkpoint()}:
             _delete(old)
 
     def best_checkpoint(self) -> Path | None:
         """The checkpoint of the smallest distance, the newest of several; None if no distances are known."""
-        scores = self._scores()
+        scores = {path: distance for path, distance in self._scores().items() if distance is not None}
         return min(reversed(scores), key=lambda path: scores[path], default=None)
 
     def best_distance(self) -> float | None:
         """The smallest distance of a checkpoint, if any are known."""
-        return min(self._scores().values(), default=None)
+        return min((distance for distance in self._scores().values() if distance is not None), default=None)
 
-    def _scores(self) -> dict[Path, float]:
-        """The distances that are known, by checkpoint."""
-        return {path: distance for path in self.checkpoints() if (distance := _distance(path)) is not None}
+    def _scores(self) -> dict[Path, float | None]:
+        """The distances of checkpoints, None for those that have none; scores that cannot be read are told of, once."""
+        found = {}
+        for path in self.checkpoints():
+            try:
+                found[path] = read_sealed(path / SCORE, Score).distance
+            except (P2PHDError, FileNotFoundError) as error:
+                if path not in self._told:
+                    console.warn(f"{error}; this checkpoint is kept, and is never the best")
+                self._told.add(path)
+        return found
 
     def restore_checkpoint(self, state: State) -> int:
         """Restore the newest whole checkpoint and return its step; 0, with nothing restored, if there is none.
@@ -275,8 +290,12 @@ class Run:
             try:
                 for file, variables in _parts(state).items():
                     read_variables(folder / file, variables)
-            except (P2PHDError, FileNotFoundError) as error:
-                console.warn(f"{error}" if isinstance(error, P2PHDError) else f"{folder}: is not whole")
+            except (P2PHDError, OSError) as error:
+                if isinstance(error, OSError) and error.errno not in (errno.ENOENT, errno.EIO):
+                    raise
+                console.warn(
+                    f"{error}" if isinstance(error, P2PHDError) else f"{folder}: cannot be read ({error.strerror})"
+                )
                 damaged.append(folder)
                 continue
             for path in damaged:
@@ -294,16 +313,37 @@ class Run:
     def choose_model(self, model: Pix2PixHD, which: Literal["newest", "best"]) -> bool:
         """Make the newest or the best checkpoint's networks those that later verbs work with.
 
-        Returns whether they were others; `model` then has their weights.
+        A damaged model is made anew, and a damaged best checkpoint gives way to the newest. Returns whether `model` got other
+        weights on the way.
         """
-        checkpoint = self.best_checkpoint() if which == "best" else None
-        checkpoint = checkpoint or self._newest_checkpoint()
-        other = not self.model.exists() or self.model_step() != _step_of(checkpoint)
-        if other:
-            self._restore_networks(model, checkpoint)
+        best = [self.best_checkpoint()] if which == "best" else []
+        newest, step, touched = self._newest_checkpoint(), self._step_of_whole_model(), False
+        for checkpoint in (*filter(None, best), newest):
+            if step == _step_of(checkpoint):
+                break
+            touched = True
+            try:
+                self._restore_networks(model, checkpoint)
+            except P2PHDError as error:
+                if checkpoint == newest:
+                    raise
+                console.warn(f"{error}")
+                continue
             self.save_model(model, _step_of(checkpoint))
             console.info(f"{self.folder}: later verbs now work with step {_step_of(checkpoint)}")
-        return other
+            break
+        return touched
+
+    def _step_of_whole_model(self) -> int | None:
+        """The step after which the model was saved, if every array in it can be read."""
+        try:
+            with open_arrays(self.model, "it is made anew") as file:
+                return [int(file.read(name).flat[0]) for name in file.names][file.names.index("step")]
+        except FileNotFoundError:
+            return None
+        except P2PHDError as error:
+            console.warn(f"{error}")
+            return None
 
     def _restore_networks(self, model: Pix2PixHD, checkpoint: Path) -> None:
         held = _networks_held(checkpoint)
@@ -318,7 +358,9 @@ class Run:
         """Drop what was logged after `step`, so that a resumed run logs every step once."""
         if not self.metrics.exists():
             return
-        lines = [line for line in self.metrics.read_bytes().splitlines() if _step(line) <= step]
+        check_regular(self.metrics)
+        with naming(self.metrics):
+            lines = [line for line in self.metrics.read_bytes().splitlines() if _step(line) <= step]
         write_text(self.metrics, "".join(f"{line.decode()}\n" for line in lines))
 
     def log(self, values: dict[str, Any]) -> None:
@@ -327,13 +369,14 @@ class Run:
         self._write_log()
 
     def _write_log(self) -> None:
-        with self.metrics.open("ab") as file:
-            end = file.tell()
+        """Write all that waits, or nothing."""
+        with naming(self.metrics), self.metrics.open("ab", buffering=0) as file:
+            end, rest = file.tell(), self._unlogged.encode()
             try:
-                file.write(self._unlogged.encode())
-                file.flush()
+                while rest:
+                    rest = rest[file.write(rest) :]
             except OSError:
-                os.truncate(self.metrics, end)
+                file.truncate(end)
                 raise
         self._unlogged = ""
 
@@ -411,15 +454,6 @@ def _delete(checkpoint: Path) -> None:
 
 def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
-
-
-def _distance(checkpoint: Path) -> float | None:
-    """A checkpoint's score, if it has one."""
-    try:
-        found = unseal((checkpoint / SCORE).read_text(encoding="utf-8"))["distance"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return found if isinstance(found, float) and math.isfinite(found) else None
 
 
 def _step(line: bytes) -> float:

@@ -1,5 +1,6 @@
 """Files and folders that are whole or absent, whatever happens while they are written, and outlive a loss of power."""
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -65,13 +66,35 @@ def write_text(path: Path, text: str) -> None:
 @contextmanager
 def staging_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder beside `folder`, to fill and then to give to `take_place`; otherwise it is gone afterwards."""
-    beside = partial_folder(folder)
-    shutil.rmtree(beside, ignore_errors=True)
-    make_folder(beside)
+    with held(partial_folder(folder)) as beside:
+        for path in beside.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        try:
+            yield beside
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
+def held(staging: Path) -> Iterator[Path]:
+    """Make a folder, unless it is there, and keep other processes from working in it; raises `P2PHDError` if one does."""
+    while True:
+        make_folder(staging)
+        descriptor = os.open(staging, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise P2PHDError(f"{staging}: another process is working here; wait for it") from None
+        except OSError:
+            pass  # A file system without locks.
+        if staging.is_dir() and staging.stat().st_ino == os.fstat(descriptor).st_ino:
+            break
+        os.close(descriptor)  # It was renamed meanwhile.
     try:
-        yield beside
+        yield staging
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        os.close(descriptor)
 
 
 def partial_folder(folder: Path) -> Path:

@@ -148,7 +148,7 @@ def _decode(path: Path, most: int) -> Image.Image:
             raise PictureError(path, f"{what}; if that is right, raise --max-pixels")
         if picture.format == "PNG":
             _check_png(path)
-        if picture.format == "JPEG" and path.read_bytes().count(JPEG_SCAN) > MOST_SCANS:
+        if picture.format in ("JPEG", "MPO") and path.read_bytes().count(JPEG_SCAN) > MOST_SCANS:
             raise ValueError("it is made of too many scans")
         raw_mode = _raw_mode(picture)
         picture.load()

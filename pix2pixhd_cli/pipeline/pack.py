@@ -25,7 +25,7 @@ def pack(dataset: Path, packed: Path, settings: Settings | None = None) -> PackS
     chosen = (settings or Settings()).pack
     spec = read_spec(dataset)
     splits = {split: spec.entries(split) for split in chosen.split or spec.splits}
-    old = read_pack_spec(packed) if (packed / "pack.json").exists() else None
+    old = _old_pack(packed)
     if packed.exists() and (not packed.is_dir() or (old is None and any(packed.iterdir()))):
         raise P2PHDError(f"{packed}: holds other files; name a new or empty folder for the shards")
     with staging_folder(packed) as staging:
@@ -47,6 +47,16 @@ def pack(dataset: Path, packed: Path, settings: Settings | None = None) -> PackS
     console.table("Packed", ["split", "examples", "shards", "size"], rows)
     console.info(f"wrote {packed}")
     return result
+
+
+def _old_pack(packed: Path) -> PackSpec | None:
+    """What was packed before, if anything was."""
+    if not (packed / "pack.json").exists():
+        return None
+    try:
+        return read_pack_spec(packed)
+    except P2PHDError as error:
+        raise P2PHDError(f"{error}; delete {packed}, or name another folder") from None
 
 
 def _replace(old: PackSpec, staging: Path, packed: Path) -> None:

@@ -24,7 +24,7 @@ from pix2pixhd_cli import __version__, console, images
 from pix2pixhd_cli.boundary import boundary_map
 from pix2pixhd_cli.data import labels, layouts, pictures
 from pix2pixhd_cli.data.dataset import DatasetSpec, ExampleEntry, map_path, photo_path, read_example
-from pix2pixhd_cli.data.files import make_folder, partial_folder, remove, sweep, sync, whole_file, write_text
+from pix2pixhd_cli.data.files import held, make_folder, partial_folder, remove, sweep, sync, whole_file, write_text
 from pix2pixhd_cli.data.labels import LabelClass
 from pix2pixhd_cli.data.layouts import RawExample, RawTree
 from pix2pixhd_cli.data.pictures import PictureError
@@ -50,6 +50,7 @@ class Record(BaseModel):
     instances: dict[int, int]  # per class id
     spanning: int  # instances that cover several classes
     renamed: int  # Cityscapes ids that name another class than the one under them
+    bytes: tuple[int, ...]  # of its files
 
 
 @dataclass(frozen=True)
@@ -128,25 +129,33 @@ def prepare(source: Path, dataset: Path, settings: Settings | None = None) -> Da
     """
     recipe = _read_recipe(source, (settings or Settings()).prepare)
     _refuse_foreign(dataset)
-    sweep(dataset)
-    staging = partial_folder(dataset)
-    try:
-        records, problems = _convert_all(recipe, dataset, staging)
-        if problems:
-            raise DataProblems(problems, f"nothing was written to {dataset}; mend these files and run again")
-        spec = _describe(recipe, records)
-        _publish(recipe, spec, records, staging, dataset)
-    except KeyboardInterrupt as stop:
-        raise interrupted(stop, "stopped; the same command goes on where it was") from None
-    except OSError as error:
-        raise P2PHDError(f"{error.filename}: {error.strerror}; after mending that, the same command goes on") from None
-    except P2PHDError:
+    with held(partial_folder(dataset)) as staging:
+        sweep(dataset)
+        try:
+            spec, records = _make(recipe, dataset, staging)
+        except KeyboardInterrupt as stop:
+            raise interrupted(stop, "stopped; the same command goes on where it was") from None
+        except OSError as error:
+            raise P2PHDError(
+                f"{error.filename}: {error.strerror}; after mending that, the same command goes on"
+            ) from None
+        except P2PHDError:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
         shutil.rmtree(staging, ignore_errors=True)
-        raise
-    shutil.rmtree(staging, ignore_errors=True)
-    _write_contact_sheet(dataset, spec)
+        _write_contact_sheet(dataset, spec)
     _report(recipe, spec, records, dataset)
     return spec
+
+
+def _make(recipe: Recipe, dataset: Path, staging: Path) -> tuple[DatasetSpec, list[Record]]:
+    """Convert every example, and move all of them into DATASET if none has a problem."""
+    records, problems = _convert_all(recipe, dataset, staging)
+    if problems:
+        raise DataProblems(problems, f"nothing was written to {dataset}; mend these files and run again")
+    spec = _describe(recipe, records)
+    _publish(recipe, spec, records, staging, dataset)
+    return spec, records
 
 
 def _read_recipe(source: Path, settings: PrepareSettings) -> Recipe:
@@ -255,10 +264,14 @@ def _known_record(recipe: Recipe, root: Path, example: RawExample, fingerprint: 
         record = read_sealed(_record_path(root, example.split, example.stem), Record)
     except (OSError, P2PHDError):
         return None
-    whole = record.fingerprint == fingerprint and all(
-        path.exists() for path in _files(root, recipe, example.split, record.entry)
-    )
+    whole = record.fingerprint == fingerprint and record.bytes == _sizes(root, recipe, example.split, record.entry)
     return record if whole else None
+
+
+def _sizes(root: Path, recipe: Recipe, split: str, entry: ExampleEntry) -> tuple[int, ...]:
+    """The sizes of an example's files, -1 for those that are missing."""
+    *files, _ = _files(root, recipe, split, entry)
+    return tuple(path.stat().st_size if path.exists() else -1 for path in files)
 
 
 def _convert(recipe: Recipe, example: RawExample, fingerprint: str, staging: Path) -> Record | list[PictureError]:
@@ -286,15 +299,17 @@ def _convert(recipe: Recipe, example: RawExample, fingerprint: str, staging: Pat
     pixels: Counter[int] = Counter()
     for identity, count in zip(counts.label.tolist(), counts.pixels.tolist(), strict=True):
         pixels[identity] += count
+    entry = ExampleEntry(stem=example.stem, height=size.height, width=size.width, photo=suffix)
     record = Record(
         fingerprint=fingerprint,
-        entry=ExampleEntry(stem=example.stem, height=size.height, width=size.width, photo=suffix),
+        entry=entry,
         raw_height=raw.height,
         raw_width=raw.width,
         pixels=dict(sorted(pixels.items())),
         instances=dict(sorted(Counter(of_instance.values()).items())),
         spanning=spanning,
         renamed=_count_renamed(recipe, of_instance),
+        bytes=_sizes(staging, recipe, example.split, entry),
     )
     write_text(_record_path(staging, example.split, example.stem), seal(record.model_dump(mode="json")))
     return record
@@ -459,7 +474,7 @@ def _publish(recipe: Recipe, spec: DatasetSpec, records: Sequence[Record], stagi
     description = dataset / "dataset.json"
     pairs = list(zip(recipe.tree.examples, records, strict=True))
     fresh = [(e, r) for e, r in pairs if _known_record(recipe, dataset, e, r.fingerprint) is None]
-    if not fresh and description.exists() and description.read_text() == text:
+    if not fresh and description.exists() and description.read_bytes() == text.encode():
         return
     make_folder(dataset / RECORDS)  # From now on the folder is known for a data set of ours.
     remove(description)

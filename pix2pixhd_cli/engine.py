@@ -30,6 +30,12 @@ def make_deterministic(seed: int) -> None:
     tf.config.experimental.enable_op_determinism()
 
 
+def threads() -> int:
+    """How many threads TensorFlow works with on one operation of a CPU."""
+    asked = os.environ.get("TF_NUM_INTRAOP_THREADS", "")
+    return int(asked) if asked.isdecimal() and int(asked) else len(os.sched_getaffinity(0))
+
+
 def _import() -> None:
     # Keras would bring in scikit-learn, for wrappers that nothing here uses: a second and 60 MB of every command's start.
     absent = sys.modules.get("sklearn") is None

@@ -46,8 +46,8 @@ class Sources(BaseModel):
     """`sources.json`: what a run was made from.
 
     packed: folder of the packed data set. examples: checksum of what is in it. init_from: the run that the networks started
-    from. imported: folder of the reference's checkpoint. perceptual: name and SHA-256 of the perceptual loss's file. changes:
-    settings that were others before a step.
+    from. imported: folder of the reference's checkpoint. perceptual: name and SHA-256 of the perceptual loss's file. threads: so
+    many worked on an operation, which decides the last bits of sums. changes: settings that were others before a step.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,6 +57,7 @@ class Sources(BaseModel):
     init_from: Path | None = None
     imported: Path | None = None
     perceptual: dict[str, str] | None = None
+    threads: int | None = None
     changes: tuple[dict[str, Any], ...] = ()
 
 

@@ -12,9 +12,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
 from pix2pixhd_cli.data.arrays import open_arrays
 from pix2pixhd_cli.data.dataset import read_spec
+from pix2pixhd_cli.data.files import held, partial_folder
 from pix2pixhd_cli.data.labels import CITYSCAPES, read_class_table, read_polygons
 from pix2pixhd_cli.data.pictures import read_label_map, read_photo
 from pix2pixhd_cli.data.state_dicts import read_state_dict
@@ -23,7 +25,7 @@ from pix2pixhd_cli.perceptual_weights import load_vgg
 from pix2pixhd_cli.runs import Run
 from pix2pixhd_cli.sealed import seal, unseal
 from pix2pixhd_cli.settings import load_settings
-from tests.conftest import Command, save
+from tests.conftest import Command, save, tree
 from tests.test_state_dicts import VALUES, Tensor, pickled, write_zip
 
 Reader = Callable[[Path], object]
@@ -98,6 +100,17 @@ def endless_scans(path: Path) -> None:
     path.write_bytes(data[:-2] + scan * 200 + data[-2:])
 
 
+def many_pictures(path: Path) -> None:
+    """The same in the clothes of a format that holds several pictures."""
+    small = io.BytesIO()
+    second = Image.new("RGB", (32, 32))
+    second.save(small, "MPO", save_all=True, append_images=[second])
+    data = small.getvalue()
+    start = data.index(b"\xff\xda")
+    end = data.index(b"\xff\xd9", start)
+    path.write_bytes(data[:end] + data[start:end] * 200 + data[end:])
+
+
 def corners(path: Path) -> None:
     ring = [[n % 7, n * 37 % 60_000] for n in range(20_000)]
     scene = {"imgHeight": 60_000, "imgWidth": 1, "objects": [{"label": "car", "polygon": ring}] * 3}
@@ -119,6 +132,7 @@ def corners(path: Path) -> None:
         ("a.json", corners, polygons, "so many corners"),
         ("a.toml", lambda path: path.write_text("a" + ".a" * 20_000 + "=1"), config, "one of its keys is"),
         ("a.csv", lambda path: path.write_text("id,name\n" + "0,a\n" * 60_000), read_class_table, "60000 classes"),
+        ("b.jpg", many_pictures, read_photo, "too many scans"),
         ("a.png", os.mkfifo, read_label_map, "is no file"),
         ("b.json", os.mkfifo, polygons, "is no file"),
         ("d.pth", os.mkfifo, read_state_dict, "is no file"),
@@ -143,6 +157,39 @@ def test_a_million_mistakes_take_no_more_than_the_first(dataset: Path, tmp_path:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 200 << 20
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints/step-00000002/score.json", "model/weights.npz"])
+def test_a_pipe_in_a_run_stops_nothing(p2phd: Command, packed: Path, begun: Path, name: str) -> None:
+    (begun / name).unlink()
+    os.mkfifo(begun / name)
+    outcome = p2phd("train", packed, begun, "--resume")
+    assert f"{begun / name}: is no file" in outcome.err
+
+
+@pytest.mark.parametrize("verb", ["prepare", "pack"])
+def test_two_processes_do_not_make_one_folder(
+    p2phd: Command, city: Path, dataset: Path, tmp_path: Path, verb: str
+) -> None:
+    words = (verb, {"prepare": city, "pack": dataset}[verb], tmp_path / "made")
+    with held(partial_folder(tmp_path / "made")) as staging:
+        outcome = p2phd(*words)
+        assert outcome.code == 1 and f"{staging}: another process is working here; wait for it" in outcome.err
+    assert p2phd(*words).code == 0
+
+
+def test_a_damaged_data_set_can_be_made_again(p2phd: Command, city: Path, tmp_path: Path) -> None:
+    made, packed = tmp_path / "made", tmp_path / "packed"
+    assert p2phd("prepare", city, made).code == 0
+    before = tree(made)
+    label = next(made.glob("train/label/*"))
+    label.write_bytes(label.read_bytes()[:60])
+    (made / "dataset.json").write_bytes(b"\xff\xfe{")
+    assert p2phd("prepare", city, made).code == 0
+    assert tree(made) == before
+    assert p2phd("pack", made, packed).code == 0
+    (packed / "pack.json").write_text("{")
+    assert p2phd("pack", made, packed).err.endswith(f"; delete {packed}, or name another folder\n")
 
 
 @pytest.mark.parametrize("verb", ["prepare", "pack"])

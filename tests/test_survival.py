@@ -5,6 +5,7 @@ import itertools
 import multiprocessing
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from pix2pixhd_cli import engine
 from pix2pixhd_cli.data import files
 from pix2pixhd_cli.errors import Interrupted, P2PHDError, SettingsError
 from pix2pixhd_cli.pipeline.train import train
@@ -101,6 +103,40 @@ def test_the_newest_and_the_best_checkpoints_are_kept(
     newest = load_settings({"train": {"model": "newest"}}, run=folder.folder, resume=True)
     train(packed, folder.folder, newest, resume=True)
     assert folder.model_step() == 6
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, cut, Path.unlink])
+def test_a_damaged_model_is_made_anew_from_its_checkpoint(
+    p2phd: Command, packed: Path, run: Path, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    damage(tmp_path / "run/model/weights.npz")
+    assert p2phd("train", packed, tmp_path / "run", "--resume").code == 0
+    same_run(tmp_path / "run", run)
+
+
+def test_a_checkpoint_whose_score_is_damaged_is_kept_and_told_of(p2phd: Command, packed: Path, begun: Path) -> None:
+    cut_short, damaged = (begun / f"checkpoints/step-0000000{step}" for step in (2, 4))
+    (cut_short / "score.json").write_text("")
+    shutil.copytree(damaged, begun / "checkpoints/step-00000003")
+    (begun / "checkpoints/step-00000003/score.json").write_text(seal({"distance": 0.0}))
+    cut(begun / "checkpoints/step-00000003/networks.npz")
+    outcome = p2phd("train", packed, begun, "--resume", "--keep-checkpoints", 1, "--model", "best")
+    assert outcome.code == 0, outcome.err
+    assert outcome.err.count("step-00000002/score.json: damaged") == 1
+    assert "step-00000003/networks.npz: damaged" in outcome.err
+    assert cut_short.exists()
+
+
+def test_another_number_of_threads_is_told_of(
+    p2phd: Command, packed: Path, begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = engine.threads()
+    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", str(here + 1))
+    outcome = p2phd("train", packed, begun, "--resume")
+    assert outcome.code == 0
+    assert f"was trained by {here} threads, and here are {here + 1}" in outcome.err
+    assert f"with TF_NUM_INTRAOP_THREADS={here} in the environment it will" in outcome.err
 
 
 def test_the_best_model_may_be_asked_for_on_resuming(packed: Path, run: Path, begun: Path) -> None:
@@ -251,6 +287,23 @@ def test_metrics_that_could_not_be_written_follow_later(tmp_path: Path) -> None:
         file.write(b'\xad\n{"step": 4}\n{"step": 5, ')
     folder.start_metrics(4)
     assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_a_line_that_was_half_written_is_taken_back(tmp_path: Path) -> None:
+    folder, (_, most) = Run(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    folder.log({"step": 1})
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (folder.metrics.stat().st_size + 5, most))
+    try:
+        with pytest.raises(OSError, match="File too large") as failure:
+            folder.log({"step": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+        signal.signal(signal.SIGXFSZ, before)
+    assert failure.value.filename == str(folder.metrics)
+    assert [line["step"] for line in metrics(tmp_path)] == [1]
+    folder.log({"step": 3})
+    assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3]
 
 
 def _hold(folder: str, ready: "multiprocessing.synchronize.Event", done: "multiprocessing.synchronize.Event") -> None:

@@ -71,12 +71,19 @@ def _train(folder: Run, split: PackedSplit, settings: Settings, init_from: Path 
             folder.restore_checkpoint(trainer.state)
         changed = _tell_changes(settings_of_run(folder.folder), chosen, start)
         sources = folder.sources()
+        _tell_threads(folder, sources.threads)
         update = {"packed": split.packed.resolve(), "changes": (*sources.changes, *changed)}
         folder.save_sources(sources.model_copy(update=update))
         folder.save_settings(chosen)
     else:
         packed, source = split.packed.resolve(), init_from and init_from.resolve()
-        sources = Sources(packed=packed, examples=split.digest, init_from=source, perceptual=perceptual)
+        sources = Sources(
+            packed=packed,
+            examples=split.digest,
+            init_from=source,
+            perceptual=perceptual,
+            threads=engine.threads(),
+        )
         folder.create(chosen, split.spec.dataset, sources)
     if start >= trainer.schedule.steps:
         console.info(f"{folder.folder} is trained already, to step {start}; more --epochs would go on")
@@ -111,6 +118,16 @@ def _build(
     trainer = Trainer(model, split, chosen)
     _describe(model, trainer)
     return trainer, _identity(vgg)
+
+
+def _tell_threads(folder: Run, before: int | None) -> None:
+    """Sums are made in another order by another number of threads."""
+    now = engine.threads()
+    if before not in (None, now):
+        console.warn(
+            f"{folder.folder}: was trained by {before} threads, and here are {now}: it goes on, but will not end in the same "
+            f"bits; with TF_NUM_INTRAOP_THREADS={before} in the environment it will"
+        )
 
 
 def _tell_changes(old: Settings, new: Settings, step: int) -> list[dict[str, object]]:

@@ -133,6 +133,9 @@ class FeatureClusters:
             raise P2PHDError(f"{path}: damaged (a class stands there twice, or there are too many); make it again")
         for n, identity in enumerate(data["class_label"].tolist()):
             own = data["label"] == identity
+            names = [name for name in data["name"][own].tolist() if name]
+            if not all(map(_can_be_a_name, names)) or len(set(names)) < len(names):
+                raise P2PHDError(f"{path}: damaged (it holds names that styles cannot have); make it again")
             classes[identity] = ClassStyles(
                 centres=data["centre"][own],
                 counts=data["count"][own],
@@ -157,14 +160,16 @@ class FeatureClusters:
             styles = classes[found.id]
             if index >= len(styles.centres):
                 raise P2PHDError(f"{flag}: {class_text} has styles 0 … {len(styles.centres) - 1}")
-            if name in RESERVED or "," in name or "=" in name or _is_number(name):
+            if not _can_be_a_name(name):
                 raise P2PHDError(f"{flag}: {name!r} cannot be a name: choose a word")
             names = (*styles.names[:index], name, *styles.names[index + 1 :])
             classes[found.id] = replace(styles, names=names)
         for identity, styles in classes.items():
             twice = [name for name in styles.names if name and styles.names.count(name) > 1]
             if twice:
-                raise P2PHDError(f"--name: {twice[0]!r} would be the name of two styles of {spec.class_name(identity)}")
+                raise P2PHDError(
+                    f"{twice[0]!r} would be the name of two styles of {spec.class_name(identity)}; see --name"
+                )
         return replace(self, classes=classes)
 
     def inherit_names(self, old: "FeatureClusters") -> "FeatureClusters":
@@ -367,6 +372,11 @@ def unknown_class(text: str, spec: DatasetSpec, clusters: FeatureClusters | None
     known = sorted(clusters.classes) if clusters is not None else [c.id for c in spec.classes]
     shown = ", ".join(spec.class_name(i) for i in known[:40])
     return f"there is no class {text!r} with feature codes; there are {shown}"
+
+
+def _can_be_a_name(text: str) -> bool:
+    """Whether a style may be called that; an empty text stands for no name."""
+    return is_text(text) and text not in RESERVED and not {",", "="} & set(text) and not _is_number(text)
 
 
 def _is_number(text: str) -> bool:

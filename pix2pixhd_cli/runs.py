@@ -46,8 +46,9 @@ class Sources(BaseModel):
     """`sources.json`: what a run was made from.
 
     packed: folder of the packed data set. examples: checksum of what is in it. init_from: the run that the networks started
-    from. imported: folder of the reference's checkpoint. perceptual: name and SHA-256 of the perceptual loss's file. threads: so
-    many worked on an operation, which decides the last bits of sums. changes: settings that were others before a step.
+    from. init_step: which of its checkpoints. imported: folder of the reference's checkpoint. perceptual: name and SHA-256 of the
+    perceptual loss's file. threads: so many worked on an operation, which decides the last bits of sums. changes: settings that
+    were others before a step.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,6 +56,7 @@ class Sources(BaseModel):
     packed: Path | None = None
     examples: str | None = None
     init_from: Path | None = None
+    init_step: int | None = None
     imported: Path | None = None
     perceptual: dict[str, str] | None = None
     threads: int | None = None
@@ -142,7 +144,7 @@ class Run:
         path = self.folder / LOCK
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         try:
-            self._take(descriptor)
+            self._take(descriptor, path)
             self._sweep()
             try:
                 yield
@@ -167,8 +169,8 @@ class Run:
             if path.is_symlink():
                 raise P2PHDError(f"{path}: is a link; a run must hold its files itself")
 
-    def _take(self, lock: int) -> None:
-        """Lock an open file and write into it who did."""
+    def _take(self, lock: int, path: Path) -> None:
+        """Lock the file that was opened at `path`, and write into it who did."""
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -176,6 +178,8 @@ class Run:
             raise P2PHDError(f"{self.folder}: {who} is writing here; wait for it, or name another run") from None
         except OSError as error:
             console.warn(f"{self.folder}: cannot be locked ({error.strerror}); see to it that nothing else writes here")
+        if not path.exists() or path.stat().st_ino != os.fstat(lock).st_ino:
+            raise P2PHDError(f"{self.folder}: another process has just left it; run the command again")
         with suppress(OSError):  # On a full disk the lock holds, without a name.
             os.ftruncate(lock, 0)
             os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
@@ -187,6 +191,14 @@ class Run:
         return not self.folder.is_dir() or all(
             path.name in ours or path.name.endswith(".partial") for path in self.folder.iterdir()
         )
+
+    def check_classes(self, spec: DatasetSpec, where: Path) -> None:
+        """Refuse data whose inputs are not the run's; the classes of an imported run have no names that could differ."""
+        ours = self.spec()
+        named = () if self.sources().imported else ("ignored", "classes")
+        for field in ("input", "labels", *named):
+            if getattr(ours, field) != getattr(spec, field):
+                raise P2PHDError(f"{where}: its {field} differ from those that {self.folder} was trained with")
 
     def load_model(self, settings: Settings) -> Pix2PixHD:
         """Generator and encoder with their trained weights."""
@@ -215,8 +227,13 @@ class Run:
 
     def model_step(self) -> int:
         """The step after which the model was saved."""
-        with open_arrays(self.model) as file:
+        with open_arrays(self.model, "`p2phd train --resume` makes it anew") as file:
             return int(file.read("step", (), np.int64))
+
+    @property
+    def newest_step(self) -> int:
+        """The step of the newest checkpoint; raises `P2PHDError` if there is none."""
+        return _step_of(self._newest_checkpoint())
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
@@ -438,7 +455,7 @@ def _check_size(path: Path, least: int) -> None:
 def _networks_held(checkpoint: Path) -> set[str]:
     """The networks whose weights a checkpoint has."""
     try:
-        with open_arrays(checkpoint / NETWORKS) as file:
+        with open_arrays(checkpoint / NETWORKS, "it must come back from a copy") as file:
             return {name.partition("/")[0] for name in file.names if "/" in name}
     except FileNotFoundError:
         raise P2PHDError(f"{checkpoint / NETWORKS}: is missing") from None
@@ -450,6 +467,7 @@ def _delete(checkpoint: Path) -> None:
         going = checkpoint.with_name(f".{checkpoint.name}.deleted.partial")
         shutil.rmtree(going, ignore_errors=True)
         checkpoint.replace(going)
+        sync(checkpoint.parent)
         shutil.rmtree(going, ignore_errors=True)
 
 

@@ -105,8 +105,15 @@ class Stop:
 
 @contextmanager
 def stopping_in_good_order(last_words: Callable[[], str]) -> Iterator[Stop]:
-    """Catch Ctrl-C and SIGTERM once, so that the step can be finished and saved; `last_words` come with the second."""
-    stop, (reader, writer) = Stop(last_words), os.pipe()
+    """Catch Ctrl-C and SIGTERM once, so that the step can be finished and saved; `last_words` come with the second.
+
+    Threads other than the main one hear no signals.
+    """
+    stop = Stop(last_words)
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    reader, writer = os.pipe()
     os.set_blocking(writer, False)
     listener = threading.Thread(target=stop.listen, args=(reader,), daemon=True)
     listener.start()

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -309,6 +310,15 @@ IN_FLAGS = [
         "clusters.npz: damaged",
         copies="run",
         breaker=arrays("clusters.npz", name=lambda a: a.astype(object)),
+    ),
+    *(
+        Mistake(
+            "cluster {tmp}/run",
+            "clusters.npz: damaged (it holds names that styles cannot have)",
+            copies="run",
+            breaker=arrays("clusters.npz", name=partial(np.full_like, fill_value=name)),
+        )
+        for name in ("twice", "7")
     ),
     Mistake(
         "generate {tmp}/run {dataset} {tmp}/out",

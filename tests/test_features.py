@@ -229,6 +229,7 @@ def test_names_follow_the_nearest_centre(clusters: FeatureClusters, spec: Datase
         ("road:0", "write CLASS:INDEX=NAME"),
         ("road:1=random", "'random' cannot be a name"),
         ("road:1=7", "'7' cannot be a name"),
+        ("road:1=a\x1b", r"'a\\x1b' cannot be a name"),
     ],
 )
 def test_bad_names(clusters: FeatureClusters, spec: DatasetSpec, text: str, message: str) -> None:

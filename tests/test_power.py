@@ -69,6 +69,7 @@ def test_power_may_fail_anywhere_in_a_save(
         with Run(folder).lock():
             steps.append(Run(folder).restore_checkpoint(state))
             Run(folder).start_metrics(steps[-1])
+        assert all(len(list(path.iterdir())) == 3 for path in Run(folder).checkpoints()), "none is ever half there"
         assert variable.numpy().tolist() == [steps[-1], -steps[-1]]
         assert (metrics(folder) if steps[-1] else []) == [{"step": step + 1} for step in range(steps[-1])]
         assert not list(folder.rglob("*.partial"))
@@ -99,6 +100,9 @@ def test_power_may_fail_anywhere_in_prepare(tmp_path: Path, monkeypatch: pytest.
     power = failing_power(tmp_path / "here", lambda: prepare(city, made, kinds[1]), monkeypatch, names)
     for tries, done in enumerate(power):
         kind = 1 if done else tries % 3
+        left = {**clean[1], **tree(made.parent)}
+        if left["dataset/dataset.json"] == clean[1]["dataset/dataset.json"]:
+            assert left["dataset/contact_sheet.png"] == clean[1]["dataset/contact_sheet.png"], "it shows others"
         if done:
             shutil.rmtree(made.parent / ".dataset.p2phd-partial", ignore_errors=True)  # It may have come back.
         else:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from pix2pixhd_cli.sealed import seal
 from pix2pixhd_cli.settings import load_settings
 from pix2pixhd_cli.training import Trainer
 from tests.conftest import COMMANDS, Command, kill_all, tiny_settings, tree
+from tests.power import Death
 from tests.test_training import metrics, same_run
 
 
@@ -331,6 +333,12 @@ def test_two_processes_do_not_write_to_one_run(
     assert p2phd(verb, *arguments).code == 0, "a lock of the dead holds nobody"
 
 
+def test_a_lock_that_is_taken_away_meanwhile_holds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fcntl.flock", lambda *_: (tmp_path / ".lock").unlink())
+    with pytest.raises(P2PHDError, match="has just left it; run the command again"), Run(tmp_path).lock():
+        pass
+
+
 def test_resuming_takes_over_what_is_harmless_and_refuses_the_rest(p2phd: Command, packed: Path, begun: Path) -> None:
     for flag, value in (("--learning-rate", 0.1), ("--loss-gan", "vanilla"), ("--pool-size", 2), ("--beta1", 0.1)):
         outcome = p2phd("train", packed, begun, "--resume", flag, value)
@@ -341,6 +349,45 @@ def test_resuming_takes_over_what_is_harmless_and_refuses_the_rest(p2phd: Comman
     changes = Run(begun).sources().changes
     assert {"after_step": 4, "setting": "--sample-every", "from": 100, "to": 2} in changes
     assert load_settings(run=begun).train.decay_epochs == 0
+
+
+def test_a_change_is_recorded_once_though_the_run_is_killed_over_it(
+    packed: Path, begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load_settings({"train": {"sample_every": 2, "log_every": 2}}, run=begun, resume=True)
+    with monkeypatch.context() as patch, pytest.raises(Death):
+        patch.setattr(Run, "save_settings", die)
+        train(packed, begun, settings, resume=True)
+    train(packed, begun, settings, resume=True)
+    assert [change["setting"] for change in Run(begun).sources().changes] == ["--log-every", "--sample-every"]
+
+
+def die(*_: object) -> None:
+    raise Death
+
+
+def test_a_start_from_another_run_is_from_one_step_of_it(
+    p2phd: Command, packed: Path, begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+    with monkeypatch.context() as patch, pytest.raises(Death):
+        patch.setattr(Trainer, "fit", die)
+        train(packed, killed, tiny_settings(), init_from=begun)
+    assert Run(killed).sources().init_step == 4
+    for folder in (killed, undisturbed):
+        train(packed, folder, tiny_settings(), init_from=begun, resume=folder.exists())
+    same_run(killed, undisturbed)
+    shutil.rmtree(killed / "checkpoints")
+    shutil.rmtree(begun / "checkpoints/step-00000004")
+    outcome = p2phd("train", packed, killed, "--resume")
+    assert outcome.code == 1
+    assert f"{begun}: was trained on since {killed} started from its step 4; start a new run" in outcome.err
+
+
+def test_training_works_in_a_thread_that_hears_no_signals(packed: Path, run: Path, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(train, packed, tmp_path / "run", tiny_settings()).result()
+    same_run(tmp_path / "run", run)
 
 
 def test_other_settings_are_refused_from_python_too(packed: Path, run: Path, begun: Path) -> None:

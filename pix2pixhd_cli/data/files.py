@@ -1,5 +1,6 @@
 """Files and folders that are whole or absent, whatever happens while they are written, and outlive a loss of power."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -51,6 +52,8 @@ def whole_file(path: Path) -> Iterator[Path]:
         with naming(path):
             yield beside
             sync(beside)
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
             beside.replace(path)
             sync(path.parent)
     finally:

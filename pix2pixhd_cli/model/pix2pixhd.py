@@ -220,7 +220,7 @@ class Pix2PixHD:
         """Update G (with E), then D, both from D as it was before the step; returns the losses before the update.
 
         `fixed_global` updates the outermost enhancer's own layers only. Raises `tf.errors.InvalidArgumentError`, having updated
-        nothing, if a loss is no number or a gradient too large for one.
+        nothing, if a loss, D's gradients or the fake's are no numbers.
         """
         conditioning = self.condition(batch)
         with tf.GradientTape() as painting:

@@ -15,7 +15,7 @@ from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.features import FeatureCodes
 from pix2pixhd_cli.model.encoder import InstanceCodes
 from pix2pixhd_cli.painting import Painter
-from pix2pixhd_cli.pipeline.train import check_classes, check_photos
+from pix2pixhd_cli.pipeline.train import check_photos
 from pix2pixhd_cli.runs import Run
 from pix2pixhd_cli.settings import Settings, load_settings
 
@@ -40,7 +40,7 @@ def _encode(folder: Run, packed: Path | None, chosen: Settings) -> FeatureCodes:
         )
     painter = Painter(run, chosen)
     split = PackedSplit(packed or folder.packed(), chosen.encode.split or chosen.train.split)
-    check_classes(folder, split)
+    folder.check_classes(split.spec.dataset, split.packed)
     check_photos(split)
     parts = []
     with console.progress("encoding", len(split)) as bar:

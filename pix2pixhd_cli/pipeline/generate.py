@@ -262,10 +262,7 @@ def _from_dataset(
     painter: Painter, folder: Path, settings: GenerateSettings, with_photos: bool
 ) -> list[dict[str, Any]]:
     spec = read_spec(folder)
-    same = ("input", "labels") if painter.run.sources().imported else ("input", "labels", "ignored", "classes")
-    for field in same:
-        if getattr(spec, field) != getattr(painter.spec, field):
-            raise P2PHDError(f"{folder}: its {field} differ from those that {painter.run.folder} was trained with")
+    painter.run.check_classes(spec, folder)
     if settings.instance_map is not None or settings.photo is not None:
         raise P2PHDError(
             f"{folder}: a data set brings its own instance maps and photos; leave --instance-map and --photo out"

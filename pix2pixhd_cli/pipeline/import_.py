@@ -21,7 +21,7 @@ from pix2pixhd_cli.data.labels import (
     read_class_table,
 )
 from pix2pixhd_cli.data.state_dicts import StateDict, read_class_dict, read_state_dict
-from pix2pixhd_cli.errors import P2PHDError
+from pix2pixhd_cli.errors import P2PHDError, naming
 from pix2pixhd_cli.features import ClassStyles, FeatureClusters, FeatureCodes
 from pix2pixhd_cli.model.build import build_model, least_parameters
 from pix2pixhd_cli.reference import (
@@ -108,7 +108,8 @@ def _read_options(path: Path) -> Options:
     """`key: value` lines of the reference's `opt.txt`; none without the file."""
     if not path.exists():
         return {}
-    pairs = (line.partition(":") for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
+    with naming(path):
+        pairs = [line.partition(":") for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
     return {key.strip(): value.split()[0] for key, colon, value in pairs if colon and value.strip()}
 
 

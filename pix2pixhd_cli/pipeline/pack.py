@@ -60,14 +60,15 @@ def _old_pack(packed: Path) -> PackSpec | None:
 
 
 def _replace(old: PackSpec, staging: Path, packed: Path) -> None:
-    """Put new shards in the place of old ones, whose description, which then fits none of them, goes last."""
+    """Put new shards in the place of old ones. A mixture of both is refused by its checksums, and packed over like any pack."""
     sweep(packed)
-    made = {path.name: path for path in staging.iterdir()}
-    for shard in (shard for shards in old.shards.values() for shard in shards if shard.file not in made):
-        (packed / shard.file).unlink(missing_ok=True)
-    for name in sorted(made, key=lambda name: name == "pack.json"):
-        made[name].replace(packed / name)
-        sync(packed)
+    made = sorted(staging.iterdir())
+    for gone in {shard.file for shards in old.shards.values() for shard in shards} - {path.name for path in made}:
+        (packed / gone).unlink(missing_ok=True)
+    sync(packed)  # The old description alone knows them, so they must be gone before it is.
+    for path in made:
+        path.replace(packed / path.name)
+    sync(packed)
 
 
 def _pack_split(

@@ -33,6 +33,7 @@ from pix2pixhd_cli.sealed import read_sealed, seal
 from pix2pixhd_cli.settings import MOST_PIXELS, MOST_SIDE, PrepareSettings, Settings, Size, parse_size, whole_number
 
 RECORDS = ".prepared"
+CONTACT_SHEET = "contact_sheet.png"
 SHEET_EXAMPLES = 4
 CELL_WIDTH = 256
 
@@ -415,8 +416,9 @@ def _write_photo(example: RawExample, photo: NDArray[np.uint8], size: Size, stag
     copied = suffix is not None and photo.shape[:2] == size
     target = staging / example.split / "photo" / f"{example.stem}{suffix if copied else '.png'}"
     if copied:
+        data = example.photo.read_bytes()
         with whole_file(target) as beside:
-            beside.write_bytes(example.photo.read_bytes())
+            beside.write_bytes(data)
     else:
         pictures.write_picture(target, images.fit(photo, *size) if photo.shape[:2] != size else photo)
     return target.suffix
@@ -477,6 +479,7 @@ def _publish(recipe: Recipe, spec: DatasetSpec, records: Sequence[Record], stagi
     if not fresh and description.exists() and description.read_bytes() == text.encode():
         return
     make_folder(dataset / RECORDS)  # From now on the folder is known for a data set of ours.
+    remove(dataset / CONTACT_SHEET)  # It shows others.
     remove(description)
     for example, _ in fresh:
         remove(_record_path(dataset, example.split, example.stem))
@@ -535,7 +538,7 @@ def _write_contact_sheet(dataset: Path, spec: DatasetSpec) -> None:
             rows.append([cell if cell is None else images.fit_width(cell, CELL_WIDTH) for cell in cells])
             names.append(f"{split}: {entry.stem}")
     sheet = images.grid(rows, ["label", "boundary", "photo"], names)
-    pictures.write_picture(dataset / "contact_sheet.png", sheet)
+    pictures.write_picture(dataset / CONTACT_SHEET, sheet)
 
 
 def _report(recipe: Recipe, spec: DatasetSpec, records: Sequence[Record], dataset: Path) -> None:
@@ -559,7 +562,7 @@ def _report(recipe: Recipe, spec: DatasetSpec, records: Sequence[Record], datase
         console.warn(f"{spanning} instances span several classes; each is taken for its majority class")
     if renamed := sum(record.renamed for record in records):
         console.warn(f"{renamed} instance ids name another class than the label under them; the label is believed")
-    console.info(f"wrote {dataset} (look at {dataset / 'contact_sheet.png'})")
+    console.info(f"wrote {dataset} (look at {dataset / CONTACT_SHEET})")
 
 
 def _report_sizes(recipe: Recipe, records: Sequence[Record]) -> None:

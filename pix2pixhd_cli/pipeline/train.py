@@ -58,32 +58,17 @@ def _train(folder: Run, split: PackedSplit, settings: Settings, init_from: Path 
     if resume and not resuming:
         console.warn(f"{folder.folder}: there is nothing to go on from; starting anew, with the settings given now")
     if resuming:
-        source = folder.sources().init_from
-        if init_from is not None and init_from.resolve() != source:
-            raise SettingsError(f"--init-from {init_from}: the run started from {source or 'nothing'}; leave it out")
-        init_from = None if folder.checkpoints() else source
-    trainer, perceptual = _build(folder, split, settings, init_from, resuming)
+        init_from = _start_of(folder, init_from)
+    trainer, sources = _build(folder, split, settings, init_from, resuming)
     chosen, start = trainer.settings, 0
     if resuming:
         start = folder.restore_checkpoint(trainer.state)
         folder.prune(chosen.train.keep_checkpoints)
         if start and folder.choose_model(trainer.model, chosen.train.model):
             folder.restore_checkpoint(trainer.state)
-        changed = _tell_changes(settings_of_run(folder.folder), chosen, start)
-        sources = folder.sources()
-        _tell_threads(folder, sources.threads)
-        update = {"packed": split.packed.resolve(), "changes": (*sources.changes, *changed)}
-        folder.save_sources(sources.model_copy(update=update))
-        folder.save_settings(chosen)
+        _tell_threads(folder)
+        _record_changes(folder, split, chosen, start)
     else:
-        packed, source = split.packed.resolve(), init_from and init_from.resolve()
-        sources = Sources(
-            packed=packed,
-            examples=split.digest,
-            init_from=source,
-            perceptual=perceptual,
-            threads=engine.threads(),
-        )
         folder.create(chosen, split.spec.dataset, sources)
     if start >= trainer.schedule.steps:
         console.info(f"{folder.folder} is trained already, to step {start}; more --epochs would go on")
@@ -94,10 +79,25 @@ def _train(folder: Run, split: PackedSplit, settings: Settings, init_from: Path 
     console.info(f"trained {folder.folder}; samples lie in {folder.folder / 'samples'}")
 
 
+def _start_of(folder: Run, asked: Path | None) -> Path | None:
+    """The run whose weights a run starts from that has no checkpoint yet; refuses any but the one that it was begun with."""
+    sources = folder.sources()
+    if asked is not None and asked.resolve() != sources.init_from:
+        raise SettingsError(f"--init-from {asked}: the run started from {sources.init_from or 'nothing'}; leave it out")
+    if folder.checkpoints() or sources.init_from is None:
+        return None
+    if Run(sources.init_from).newest_step != sources.init_step:
+        raise P2PHDError(
+            f"{sources.init_from}: was trained on since {folder.folder} started from its step {sources.init_step}; start a "
+            "new run"
+        )
+    return sources.init_from
+
+
 def _build(
     folder: Run, split: PackedSplit, settings: Settings, init_from: Path | None, resuming: bool
-) -> tuple[Trainer, dict[str, str] | None]:
-    """Check that everything fits, and build the networks; also returns what the run records of the perceptual loss."""
+) -> tuple[Trainer, Sources]:
+    """Check that everything fits, and build the networks; also returns what they were made from."""
     chosen = _resolve_encoder(settings, split, init_from)
     chosen, vgg = _resolve_perceptual(chosen)
     if resuming and (folder.sources().perceptual or {}).get("sha256") != (vgg and vgg.sha256):
@@ -117,12 +117,20 @@ def _build(
         start_from(model, chosen, init_from)
     trainer = Trainer(model, split, chosen)
     _describe(model, trainer)
-    return trainer, _identity(vgg)
+    sources = Sources(
+        packed=split.packed.resolve(),
+        examples=split.digest,
+        init_from=init_from and init_from.resolve(),
+        init_step=init_from and Run(init_from).newest_step,
+        perceptual={"file": vgg.name, "sha256": vgg.sha256} if vgg is not None else None,
+        threads=engine.threads(),
+    )
+    return trainer, sources
 
 
-def _tell_threads(folder: Run, before: int | None) -> None:
+def _tell_threads(folder: Run) -> None:
     """Sums are made in another order by another number of threads."""
-    now = engine.threads()
+    before, now = folder.sources().threads, engine.threads()
     if before not in (None, now):
         console.warn(
             f"{folder.folder}: was trained by {before} threads, and here are {now}: it goes on, but will not end in the same "
@@ -130,12 +138,19 @@ def _tell_threads(folder: Run, before: int | None) -> None:
         )
 
 
-def _tell_changes(old: Settings, new: Settings, step: int) -> list[dict[str, object]]:
-    """Say which settings differ from the run's, and give them for its record."""
-    found = changes(old, new)
-    for flag, (before, now) in found.items():
+def _record_changes(folder: Run, split: PackedSplit, settings: Settings, step: int) -> None:
+    """Say which settings differ from the run's, and keep them, with those that they took the place of."""
+    new: list[dict[str, object]] = []
+    for flag, (before, now) in changes(settings_of_run(folder.folder), settings).items():
         console.info(f"{flag} is {now} from now on; it was {before}")
-    return [{"after_step": step, "setting": flag, "from": before, "to": now} for flag, (before, now) in found.items()]
+        new.append({"after_step": step, "setting": flag, "from": before, "to": now})
+    sources = folder.sources()
+    told = (
+        list(sources.changes[len(sources.changes) - len(new) :]) == new
+    )  # And then killed, before the settings were kept.
+    update = {"packed": split.packed.resolve(), "changes": (*sources.changes, *([] if told else new))}
+    folder.save_sources(sources.model_copy(update=update))
+    folder.save_settings(settings)
 
 
 def _resolve_encoder(settings: Settings, split: PackedSplit, init_from: Path | None) -> Settings:
@@ -169,11 +184,6 @@ def _resolve_perceptual(settings: Settings) -> tuple[Settings, VggFile | None]:
     train = settings.train.model_copy(update={"perceptual_weights": source if weight else None})
     resolved = settings.model_copy(update={"loss": loss, "train": train})
     return resolved, load_vgg(source) if weight and source is not None else None
-
-
-def _identity(vgg: VggFile | None) -> dict[str, str] | None:
-    """What a run records of the perceptual loss's file."""
-    return {"file": vgg.name, "sha256": vgg.sha256} if vgg is not None else None
 
 
 def _check_phases(settings: Settings, started: bool, rgb: bool) -> None:
@@ -252,7 +262,7 @@ def _check_run(folder: Run, split: PackedSplit, resume: bool) -> None:
     if not folder.exists and not folder.is_free:
         raise P2PHDError(f"{folder.folder}: holds other files; name a new or empty folder for the run")
     if folder.exists:
-        check_classes(folder, split)
+        folder.check_classes(split.spec.dataset, split.packed)
         if folder.sources().examples != split.digest:
             raise P2PHDError(f"{split.packed}: is not the data that {folder.folder} was trained on; start a new run")
 
@@ -264,15 +274,6 @@ def _check_start(source: Run, split: PackedSplit) -> None:
         raise P2PHDError(
             f"{split.packed}: has {theirs.labels} labels, but {source.folder} was trained with {ours.labels}"
         )
-
-
-def check_classes(folder: Run, split: PackedSplit) -> None:
-    """Refuse packed data whose classes are not the run's."""
-    ours, theirs = folder.spec(), split.spec.dataset
-    same = ("input", "labels") if folder.sources().imported else ("input", "labels", "ignored", "classes")
-    for field in same:
-        if getattr(ours, field) != getattr(theirs, field):
-            raise P2PHDError(f"{split.packed}: its {field} differ from those that {folder.folder} was trained with")
 
 
 def _describe(model: Pix2PixHD, trainer: Trainer) -> None:

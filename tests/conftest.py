@@ -18,7 +18,7 @@ engine.start()
 os.environ.pop("COLUMNS", None)  # The console would keep to it, whatever a test says.
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
-from kill_harness import COMMANDS as COMMANDS  # noqa: E402
+from kill_harness import WORKS as WORKS  # noqa: E402
 from kill_harness import kill_all as kill_all  # noqa: E402
 from toy_city import draw_city as draw_city  # noqa: E402
 

@@ -27,7 +27,7 @@ from pix2pixhd_cli.runs import Run
 from pix2pixhd_cli.sealed import seal
 from pix2pixhd_cli.settings import load_settings
 from pix2pixhd_cli.training import Trainer
-from tests.conftest import COMMANDS, Command, kill_all, tiny_settings, tree
+from tests.conftest import WORKS, Command, kill_all, tiny_settings, tree
 from tests.power import Death
 from tests.test_training import metrics, same_run
 
@@ -481,5 +481,5 @@ def test_pictures_of_one_colour_are_told_of(
 
 @pytest.mark.slow
 def test_fifty_kills_of_every_verb(tmp_path: Path) -> None:
-    for line in kill_all(tmp_path, list(COMMANDS), kills=50, seed=0):
+    for line in kill_all(tmp_path, list(WORKS), kills=50, seed=0):
         assert line.endswith("and everything is the same")

@@ -23,7 +23,7 @@ class Power:
     """Lets so many file operations happen in and below a folder, and none after that.
 
     The disk is as strict as POSIX allows: a file has the bytes that its last fsync found, and a folder the names that its own
-    last fsync found, or the present ones, or one folder these and another those. What is there at the start has reached it.
+    last fsync found, or the present ones, or some of these and some of those. What is there at the start has reached it.
     """
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, operations: int) -> None:
@@ -65,9 +65,13 @@ class Power:
     def lose(self, names: Names, seed: int) -> None:
         """Leave what has reached the disk."""
         random = np.random.default_rng(seed)
-        for path in (self.folder, *self.folder.rglob("*")):
-            if path.is_dir() and (names == "kept" or (names == "mixed" and random.random() < 0.5)):
-                self._names[path.stat().st_ino] = _names(path)
+        for path in (path for path in (self.folder, *self.folder.rglob("*")) if path.is_dir()):
+            before, now = self._names.get(path.stat().st_ino, {}), _names(path)
+            share = {"kept": 1, "lost": 0, "mixed": random.choice([0, 0.5, 1])}[
+                names
+            ]  # Of what has changed and is kept.
+            found = {name: (now if random.random() < share else before).get(name) for name in sorted({*before, *now})}
+            self._names[path.stat().st_ino] = {name: inode for name, inode in found.items() if inode is not None}
         after = self.folder.with_name(f"{self.folder.name}-after")
         self._restore(self.folder.stat().st_ino, after, self._folders())
         shutil.rmtree(self.folder)
@@ -93,7 +97,7 @@ def _names(folder: Path) -> dict[str, int]:
 
 
 def failing_power(
-    folder: Path, work: Callable[[], object], monkeypatch: pytest.MonkeyPatch, names: Names = "lost"
+    folder: Path, work: Callable[[], object], monkeypatch: pytest.MonkeyPatch, names: Names, seed: int = 0
 ) -> Iterator[bool]:
     """Do `work`, in `folder`, with more and more file operations until the power fails; yields whether it was done."""
     for operations in itertools.count():
@@ -101,7 +105,7 @@ def failing_power(
             power = Power(folder, patch, operations)
             with contextlib.suppress(Death):
                 work()
-        power.lose(names, operations)
+        power.lose(names, 1000 * seed + operations)
         yield power.left > 0
         if power.left > 0:
             assert operations > 3, "there was little to interrupt"

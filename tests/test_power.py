@@ -42,9 +42,10 @@ def test_a_file_is_the_old_one_or_the_new_one(
 
 
 @every_kind
+@pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("last", [0, 2])
 def test_power_may_fail_anywhere_in_a_save(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int, names: Names
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int, seed: int, names: Names
 ) -> None:
     """A step is saved over the ones before it; what comes next goes on from the last or, once that is through, from the new."""
     folder = tmp_path / "run"
@@ -64,7 +65,7 @@ def test_power_may_fail_anywhere_in_a_save(
 
     start()
     steps = []
-    for _ in failing_power(folder, lambda: save(Run(folder), last + 1), monkeypatch, names):
+    for _ in failing_power(folder, lambda: save(Run(folder), last + 1), monkeypatch, names, seed):
         variable.assign([0, 0])
         with Run(folder).lock():
             steps.append(Run(folder).restore_checkpoint(state))
@@ -116,9 +117,10 @@ def die() -> None:
 
 
 @every_kind
+@pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("old", [None, 3])
 def test_power_may_fail_anywhere_in_pack(
-    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: int | None, names: Names
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: int | None, seed: int, names: Names
 ) -> None:
     made, wanted = tmp_path / "here/packed", Settings(pack={"shards": 2})
     pack(dataset, tmp_path / "clean", wanted)
@@ -130,7 +132,7 @@ def test_power_may_fail_anywhere_in_pack(
             pack(dataset, made, Settings(pack={"shards": old}))
 
     start()
-    power = failing_power(tmp_path / "here", lambda: pack(dataset, made, wanted), monkeypatch, names)
+    power = failing_power(tmp_path / "here", lambda: pack(dataset, made, wanted), monkeypatch, names, seed)
     for done in power:
         if not done:
             pack(dataset, made, wanted)

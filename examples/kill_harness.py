@@ -109,7 +109,7 @@ def _kill_until_done(name: str, folder: Path, work: Path, seconds: float, rng: r
     while True:
         process = _start(name, folder, work)
         try:
-            code = process.wait(timeout=rng.uniform(0, 1.1 * seconds))
+            code = process.wait(timeout=rng.uniform(0, seconds * (1.1 + kills / 50)))  # The machine may get slower.
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

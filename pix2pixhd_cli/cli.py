@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from pix2pixhd_cli import __version__
-from pix2pixhd_cli.errors import P2PHDError, Terminated, interrupted
+from pix2pixhd_cli.errors import STOPS, P2PHDError, Terminated, interrupted
 from pix2pixhd_cli.options import CONFIG, settings_table, settings_toml, with_settings
 from pix2pixhd_cli.settings import Settings, fields, merge, read_layers, source_of
 
@@ -35,7 +35,7 @@ class Verbs(TyperGroup):
         """Run a verb."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt as stop:
+        except STOPS as stop:
             raise interrupted(stop, "stopped; the same command makes it whole") from None
 
 
@@ -70,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             app(list(arguments) if arguments is not None else None)
     except P2PHDError as error:
         _fail(error)
+    except STOPS as stop:
+        _fail(interrupted(stop, "stopped"))
     except OSError as error:
         _fail(P2PHDError(f"{error.filename or 'a file'}: {error.strerror or error}"))
 
@@ -314,10 +316,11 @@ def config_init(
 ) -> None:
     """Write a commented TOML file with every setting."""
     from pix2pixhd_cli import console
+    from pix2pixhd_cli.data.files import write_text
 
     if path.exists():
         raise P2PHDError(f"{path}: exists already; name another file")
-    path.write_text(settings_toml(), encoding="utf-8")
+    write_text(path, settings_toml())
     console.info(f"wrote {path}; use it with --config {path}")
 
 

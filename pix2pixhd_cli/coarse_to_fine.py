@@ -31,13 +31,16 @@ def resolve_encoder(settings: Settings, source: Path, *, asked: bool | None) -> 
     return settings.model_copy(update={"encoder": encoder})
 
 
-def start_from(model: Pix2PixHD, settings: Settings, source: Path) -> None:
-    """Copy the weights that `source` has for `model`; raises `SettingsError` naming the setting that does not fit."""
+def start_from(model: Pix2PixHD, settings: Settings, source: Path) -> int:
+    """Copy the weights that `source` has for `model`, and return after which step it had them.
+
+    Raises `SettingsError` naming the setting that does not fit.
+    """
     run = Run(source)
     given = settings_of_run(source)
     for problem in _misfits(settings, given, run):
         raise SettingsError(f"{problem} of {source}, which --init-from names")
-    other = run.load_networks(given)
+    other, step = run.load_networks(given)
     _copy_generator(other.generator, model.generator)
     if model.encoder is not None and other.encoder is not None:
         _copy(other.encoder.weights, model.encoder.weights)
@@ -45,6 +48,7 @@ def start_from(model: Pix2PixHD, settings: Settings, source: Path) -> None:
         ours, theirs = model.discriminator.discriminators, other.discriminator.discriminators
         for coarse, fitting in zip(reversed(theirs), reversed(ours), strict=False):
             _copy(coarse.weights, fitting.weights)
+    return step
 
 
 def _misfits(settings: Settings, given: Settings, run: Run) -> Iterator[str]:

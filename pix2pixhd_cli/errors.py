@@ -46,11 +46,14 @@ def check_regular(path: Path) -> None:
         raise P2PHDError(f"{path}: is no file")
 
 
-class Terminated(KeyboardInterrupt):
+class Terminated(BaseException):
     """SIGTERM, raised wherever it strikes, as Ctrl-C is."""
 
 
-def interrupted(stop: KeyboardInterrupt, message: str) -> Interrupted:
+STOPS = (KeyboardInterrupt, Terminated)
+
+
+def interrupted(stop: BaseException, message: str) -> Interrupted:
     """What a user sees of Ctrl-C (exit code 130) or SIGTERM (143)."""
     return Interrupted(message, 143 if isinstance(stop, Terminated) else 130)
 

@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from pix2pixhd_cli import console
-from pix2pixhd_cli.data.arrays import open_arrays, write_arrays
+from pix2pixhd_cli.data.arrays import ArrayFile, open_arrays, write_arrays
 from pix2pixhd_cli.data.dataset import DatasetSpec
-from pix2pixhd_cli.data.files import make_folder, sweep, sync, write_text
+from pix2pixhd_cli.data.files import make_folder, refuse_links, sweep, sync, write_text
 from pix2pixhd_cli.errors import P2PHDError, check_regular, naming
 from pix2pixhd_cli.model.build import Optimizers, build_model, least_parameters
 from pix2pixhd_cli.model.layers import blank_weights
@@ -140,7 +140,7 @@ class Run:
         """
         made = not self.folder.exists()
         make_folder(self.folder)
-        self._refuse_links()
+        refuse_links(self.folder, "*", "checkpoints/*")
         path = self.folder / LOCK
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         try:
@@ -162,12 +162,6 @@ class Run:
         sweep(self.folder, self.model.parent, self.folder / "samples")
         for left in self.folder.glob("checkpoints/.step-*.partial"):
             shutil.rmtree(left, ignore_errors=True)
-
-    def _refuse_links(self) -> None:
-        """What is written to a run stays in it."""
-        for path in (*self.folder.iterdir(), *self.folder.glob("checkpoints/*")):
-            if path.is_symlink():
-                raise P2PHDError(f"{path}: is a link; a run must hold its files itself")
 
     def _take(self, lock: int, path: Path) -> None:
         """Lock the file that was opened at `path`, and write into it who did."""
@@ -205,35 +199,30 @@ class Run:
         spec = self.spec()
         if not self.model.exists():
             raise P2PHDError(f"{self.folder}: has no trained model yet ({self.model.name} is missing); train it first")
-        _check_size(self.model, least_parameters(settings))
+        _check_size(self.model, least_parameters(settings, training=False))
         with blank_weights():
             model = build_model(settings, labels=spec.labels, ignored=spec.ignored, training=False)
         read_variables(self.model, network_variables(model))
         return model
 
-    def load_networks(self, settings: Settings) -> Pix2PixHD:
-        """All networks as the newest checkpoint has them; one that it does not hold has fresh weights."""
+    def load_networks(self, settings: Settings) -> tuple[Pix2PixHD, int]:
+        """All networks as the newest checkpoint has them, and its step; one that it does not hold has fresh weights."""
         spec, checkpoint = self.spec(), self._newest_checkpoint()
-        _check_size(checkpoint / NETWORKS, least_parameters(settings))
+        _check_size(
+            checkpoint / NETWORKS, least_parameters(settings, training="discriminator" in _networks_held(checkpoint))
+        )
         model = build_model(settings, labels=spec.labels, ignored=spec.ignored, training=True)
         self._restore_networks(model, checkpoint)
-        return model
+        return model, _step_of(checkpoint)
 
     def save_model(self, model: Pix2PixHD, step: int = 0) -> None:
         """Write what later verbs need: the weights of generator and encoder after a step."""
-        variables = network_variables(model)
-        variables.pop("discriminator", None)
-        _write_variables(self.model, variables, step)
+        _write_variables(self.model, _painting_variables(model), step)
 
     def model_step(self) -> int:
         """The step after which the model was saved."""
         with open_arrays(self.model, "`p2phd train --resume` makes it anew") as file:
             return int(file.read("step", (), np.int64))
-
-    @property
-    def newest_step(self) -> int:
-        """The step of the newest checkpoint; raises `P2PHDError` if there is none."""
-        return _step_of(self._newest_checkpoint())
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
@@ -266,8 +255,9 @@ class Run:
 
     def check_sizes(self, settings: Settings, height: int, width: int) -> None:
         """Refuse settings whose networks, or pool of pictures, are much larger than any checkpoint's, before they are built."""
+        networks = least_parameters(settings, training=True)
         pool = 4 * settings.train.pool_size * height * width  # A label channel at the least, and three colours.
-        for file, least in {NETWORKS: least_parameters(settings), TRAINING: pool}.items():
+        for file, least in {NETWORKS: networks, TRAINING: networks + pool}.items():
             found = [path / file for path in self.checkpoints() if (path / file).exists()]
             if found:
                 _check_size(max(found, key=lambda path: path.stat().st_size), least)
@@ -275,7 +265,10 @@ class Run:
     def prune(self, keep: int) -> None:
         """Delete all checkpoints but the newest `keep`, the best, and those of which nobody can say how good they are."""
         for old in set(self.checkpoints()[:-keep]) & set(self._scores()) - {self.best_checkpoint()}:
-            _delete(old)
+            try:
+                _delete(old)
+            except OSError as error:
+                console.warn(f"{_told(error)}; {old.name} could not be deleted")
 
     def best_checkpoint(self) -> Path | None:
         """The checkpoint of the smallest distance, the newest of several; None if no distances are known."""
@@ -292,9 +285,9 @@ class Run:
         for path in self.checkpoints():
             try:
                 found[path] = read_sealed(path / SCORE, Score).distance
-            except (P2PHDError, FileNotFoundError) as error:
+            except (P2PHDError, OSError) as error:
                 if path not in self._told:
-                    console.warn(f"{error}; this checkpoint is kept, and is never the best")
+                    console.warn(f"{_told(error)}; this checkpoint is kept, and is never the best")
                 self._told.add(path)
         return found
 
@@ -311,9 +304,7 @@ class Run:
             except (P2PHDError, OSError) as error:
                 if isinstance(error, OSError) and error.errno not in (errno.ENOENT, errno.EIO):
                     raise
-                console.warn(
-                    f"{error}" if isinstance(error, P2PHDError) else f"{folder}: cannot be read ({error.strerror})"
-                )
+                console.warn(_told(error))
                 damaged.append(folder)
                 continue
             for path in damaged:
@@ -335,32 +326,34 @@ class Run:
         weights on the way.
         """
         best = [self.best_checkpoint()] if which == "best" else []
-        newest, step, touched = self._newest_checkpoint(), self._step_of_whole_model(), False
+        newest, step, touched = self._newest_checkpoint(), self._step_of_whole_model(model), False
         for checkpoint in (*filter(None, best), newest):
             if step == _step_of(checkpoint):
                 break
             touched = True
             try:
                 self._restore_networks(model, checkpoint)
-            except P2PHDError as error:
+            except (P2PHDError, OSError) as error:
                 if checkpoint == newest:
                     raise
-                console.warn(f"{error}")
+                console.warn(_told(error))
                 continue
             self.save_model(model, _step_of(checkpoint))
             console.info(f"{self.folder}: later verbs now work with step {_step_of(checkpoint)}")
             break
         return touched
 
-    def _step_of_whole_model(self) -> int | None:
-        """The step after which the model was saved, if every array in it can be read."""
+    def _step_of_whole_model(self, model: Pix2PixHD) -> int | None:
+        """The step after which the model was saved, if every array of it is there and can be read."""
         try:
             with open_arrays(self.model, "it is made anew") as file:
-                return [int(file.read(name).flat[0]) for name in file.names][file.names.index("step")]
+                for _ in _read_all(file, _painting_variables(model)):
+                    pass
+                return int(file.read("step", (), np.int64))
         except FileNotFoundError:
             return None
-        except P2PHDError as error:
-            console.warn(f"{error}")
+        except (P2PHDError, OSError) as error:
+            console.warn(_told(error))
             return None
 
     def _restore_networks(self, model: Pix2PixHD, checkpoint: Path) -> None:
@@ -417,6 +410,11 @@ def network_variables(model: Pix2PixHD) -> State:
     return {name: [weight.value for weight in network.weights] for name, network in model.networks.items()}
 
 
+def _painting_variables(model: Pix2PixHD) -> State:
+    """The weights of those networks that later verbs need."""
+    return {name: variables for name, variables in network_variables(model).items() if name != "discriminator"}
+
+
 def _parts(state: State) -> dict[str, State]:
     """What goes to which of a checkpoint's files of arrays."""
     networks = {name: variables for name, variables in state.items() if name in NETWORK_NAMES}
@@ -441,9 +439,15 @@ def _write_variables(path: Path, state: State, step: int) -> None:
 def read_variables(path: Path, state: State) -> None:
     """Assign to every variable; raises `P2PHDError` if the file holds others."""
     with open_arrays(path, "it is not of this run's settings, or must come back from a copy") as file:
-        wanted = {f"{name}/{number:03d}": v for name, variables in state.items() for number, v in enumerate(variables)}
-        for name, variable in wanted.items():
-            variable.assign(file.read(name, tuple(variable.shape), variable.dtype.as_numpy_dtype))
+        for variable, array in _read_all(file, state):
+            variable.assign(array)
+
+
+def _read_all(file: ArrayFile, state: State) -> Iterator[tuple[tf.Variable, NDArray[Any]]]:
+    """Every variable with its array."""
+    for name, variables in state.items():
+        for number, variable in enumerate(variables):
+            yield variable, file.read(f"{name}/{number:03d}", tuple(variable.shape), variable.dtype.as_numpy_dtype)
 
 
 def _check_size(path: Path, least: int) -> None:
@@ -469,6 +473,11 @@ def _delete(checkpoint: Path) -> None:
         checkpoint.replace(going)
         sync(checkpoint.parent)
         shutil.rmtree(going, ignore_errors=True)
+
+
+def _told(error: P2PHDError | OSError) -> str:
+    """What is wrong with a file, as a user reads it."""
+    return str(error) if isinstance(error, P2PHDError) else f"{error.filename or 'a file'}: {error.strerror or error}"
 
 
 def _step_of(checkpoint: Path) -> int:

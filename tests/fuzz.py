@@ -2,13 +2,14 @@
 
     python -m tests.fuzz --minutes 60 --seed 1
 
-A format is a good file, and a reader whose result tells whether what was read is right. Every mutation of the file must be
+A format is a good file, and a reader whose result tells whether what was read is right. Every damage to the file must be
 refused with a `P2PHDError` that names it, or must not matter; and no reader may take more memory than a few times the file's
-size.
+size. Values behind checksums are changed too, with the checksum mended: that may give another result, and nothing else.
 """
 
 import argparse
 import faulthandler
+import io
 import pickle
 import random
 import resource
@@ -19,7 +20,7 @@ import tempfile
 import time
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,16 +39,35 @@ from pix2pixhd_cli.features import FeatureClusters, FeatureCodes
 from pix2pixhd_cli.perceptual_weights import load_vgg
 from pix2pixhd_cli.pipeline.cluster import cluster
 from pix2pixhd_cli.pipeline.encode import encode
+from pix2pixhd_cli.pipeline.import_ import _read_options
 from pix2pixhd_cli.pipeline.pack import pack
-from pix2pixhd_cli.pipeline.prepare import prepare
+from pix2pixhd_cli.pipeline.prepare import RECORDS, Record, prepare
 from pix2pixhd_cli.pipeline.train import train
-from pix2pixhd_cli.runs import NETWORKS, TRAINING, Run, network_variables, read_variables
+from pix2pixhd_cli.runs import NETWORKS, SCORE, TRAINING, Run, Score, network_variables, read_variables
+from pix2pixhd_cli.sealed import KEY, read_sealed, seal, unseal
 from pix2pixhd_cli.settings import load_settings
 from tests.conftest import draw_city, tiny_settings
 from tests.test_state_dicts import Tensor, pickled
 
 HANGS = 120  # Seconds after which a reader is given up, with everything else.
-MEMORY = 64 << 20  # Bytes that any reader may take beside a few times the file's size.
+MEMORY = 64 << 20  # Bytes of Python's that any reader may take beside a few times the file's size.
+RESIDENT = 256 << 20  # The same for all of the process, with what libraries take and keep.
+# What a value in a file may be turned into, by somebody who mends its checksum.
+VALUES: tuple[Any, ...] = (
+    None, True, -1, 0, 2**31, 2**63, -0.5, 1e308, float("nan"), "", "x", "../x", "\x1b", [], [None], {}, {"x": 1},
+)  # fmt: skip
+ARRAYS: tuple[Callable[[Any], Any], ...] = (
+    lambda a: a[..., :0],
+    lambda a: a[..., None],
+    lambda a: a.ravel()[:1],
+    lambda a: np.full(a.shape, np.nan),
+    lambda a: np.full(a.shape, -1, np.int64),
+    lambda a: np.full(a.shape, 3e38, np.float32),
+    lambda a: np.full(a.shape, "text"),
+    lambda a: np.broadcast_to(a, (2, *a.shape)),
+    lambda a: a.astype(np.complex128) if a.dtype.kind in "if" else a,
+    lambda a: np.zeros_like(a),
+)
 
 
 @dataclass(frozen=True)
@@ -82,23 +102,60 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
     return before + bytes([hit[0] ^ 1 << rng.randrange(8)]) + hit[1:] + after if hit else data + b"\0"
 
 
+def rewrite(data: bytes, suffix: str, rng: random.Random) -> bytes | None:
+    """The file with another value or array, and right checksums; None for formats without checksums of ours."""
+    if suffix == ".npz":
+        with np.load(io.BytesIO(data)) as file:
+            arrays = dict(file)
+        name = rng.choice(sorted(arrays))
+        arrays[name] = rng.choice(ARRAYS)(np.atleast_1d(arrays[name]) if rng.random() < 0.5 else arrays[name])
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        return buffer.getvalue()
+    if suffix == ".json" and KEY in data.decode():
+        values = unseal(data.decode())
+        holder, key = rng.choice(list(_places(values)))
+        holder[key] = rng.choice(VALUES)
+        return seal(values).encode()
+    return None
+
+
+def _places(values: Any) -> Iterator[tuple[Any, Any]]:
+    """Every value in dicts and lists, as what holds it and its key there."""
+    for key in list(values) if isinstance(values, dict) else range(len(values)):
+        yield values, key
+        if isinstance(values[key], dict | list):
+            yield from _places(values[key])
+
+
 def outcome(form: Format, data: bytes, expected: Any, folder: Path) -> str:
     """`refused`, `harmless` or `changed`; raises whatever else the reader raises, and `AssertionError` for too much memory."""
     path = folder / form.path.name
     path.write_bytes(data)
+    before = resident()
     tracemalloc.start()
     faulthandler.dump_traceback_later(HANGS, exit=True)
     try:
         found = form.read(path)
     except P2PHDError as error:
-        assert path.name in str(error), f"{error} names no file"
+        assert str(folder.parent.parent) in str(error), f"{error} names no file"
         return "refused"
     finally:
         faulthandler.cancel_dump_traceback_later()
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < MEMORY + 20 * len(data), f"{peak >> 20} MiB for a file of {len(data)} bytes"
+        taken = resident("VmHWM") - before
+        assert taken < RESIDENT + 20 * len(data), f"{taken >> 20} MiB, all in all, for a file of {len(data)} bytes"
     return "harmless" if same(found, expected) else "changed"
+
+
+def resident(kind: str = "VmRSS") -> int:
+    """Bytes that this process has in memory now, or (`VmHWM`) had at most since this was last asked for what it has now."""
+    if kind == "VmRSS":
+        Path("/proc/self/clear_refs").write_text("5")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(kind))
 
 
 def same(a: Any, b: Any) -> bool:
@@ -121,8 +178,8 @@ def formats(folder: Path, dataset: Path, packed: Path, run: Path) -> dict[str, F
     settings = load_settings(run=run)
     checkpoint = Run(run).checkpoints()[-1]
     photo = next((dataset / "train/photo").iterdir())
-    jpeg, webp, tiff = (folder / f"photo.{suffix}" for suffix in ("jpg", "webp", "tif"))
-    for path in (jpeg, webp, tiff):
+    jpeg, webp, tiff, bmp, gif = (folder / f"photo.{suffix}" for suffix in ("jpg", "webp", "tif", "bmp", "gif"))
+    for path in (jpeg, webp, tiff, bmp, gif):
         Image.fromarray(pictures.read_photo(photo)).save(path)
     polygons, legacy = folder / "polygons.json", folder / "legacy.pth"
     legacy.write_bytes(legacy_state_dict())
@@ -134,6 +191,8 @@ def formats(folder: Path, dataset: Path, packed: Path, run: Path) -> dict[str, F
         '[[classes]]\nid = 0\nname = "sky"\ncolor = [70, 130, 180]\n[[classes]]\nid = 8\nname = "car"\nthing = true\n'
     )
     table.write_text("id,name,color,thing\n0,sky,#4682b4,\n8,car,#00008e,1\n")
+    options = folder / "opt.txt"
+    options.write_text("------------ Options -------------\nlabel_nc: 35\nngf: 64\nno_instance: False\n")
     config.write_text("[train]\nepochs = 5\nlearning_rate = 0.0002\n[prepare]\nignore_id = [255, 254]\nwidth = 64\n")
     shallow = folder / "vgg.h5"
     with h5py.File(shallow, "w") as file:
@@ -179,6 +238,7 @@ def formats(folder: Path, dataset: Path, packed: Path, run: Path) -> dict[str, F
         split = PackedSplit(beside(path, packed), "train")
         return [[e.stem, e.label, e.instance, e.photo] for e in split]
 
+    record = next((dataset / RECORDS / "train").iterdir())
     split = next(path for path in packed.iterdir() if path.name.startswith("train"))
     return {
         "label.png": Format(next((dataset / "train/label").iterdir()), pictures.read_label_map),
@@ -199,15 +259,20 @@ def formats(folder: Path, dataset: Path, packed: Path, run: Path) -> dict[str, F
             run / "clusters.npz",
             lambda path: {i: vars(s) for i, s in FeatureClusters.load(path).classes.items()},
         ),
+        "score.json": Format(checkpoint / SCORE, lambda path: read_sealed(path, Score).distance),
+        "record of prepare": Format(record, lambda path: read_sealed(path, Record).model_dump()),
         "metrics.jsonl": Format(run / "metrics.jsonl", logged, exact=False),
         "polygons.json": Format(polygons, drawn, exact=False),
         "photo.webp": Format(webp, pictures.read_photo, exact=False),
         "photo.tif": Format(tiff, pictures.read_photo, exact=False),
+        "photo.bmp": Format(bmp, pictures.read_photo, exact=False),
+        "photo.gif": Format(gif, pictures.read_label_map, exact=False),
         "legacy.pth": Format(legacy, read_state_dict, exact=False),
         "net_G.pth": Format(golden / "encoder_net_E.pth", read_state_dict),
         "features.npy": Format(codes, read_class_dict, exact=False),
         "vgg.h5": Format(shallow, lambda path: load_vgg(str(path)).sha256),
         "vgg.npz": Format(folder / "vgg.npz", lambda path: load_vgg(str(path)).sha256),
+        "opt.txt": Format(options, _read_options, exact=False),
         "classes.toml": Format(toml, labels.read_class_table, exact=False),
         "classes.csv": Format(table, labels.read_class_table, exact=False),
         "config.toml": Format(config, lambda path: load_settings(config=path), exact=False),
@@ -225,13 +290,14 @@ def attack(name: str, form: Format, folder: Path, rng: random.Random, count: int
     except P2PHDError:
         expected = None  # A format that is refused even when whole, for what is in it.
     for number in range(count):
-        damaged = mutate(data, rng)
-        if rng.random() < 0.2 and damaged:
+        written = rewrite(data, form.path.suffix, rng) if rng.random() < 0.25 else None
+        damaged = written or mutate(data, rng)
+        if written is None and rng.random() < 0.2 and damaged:
             damaged = mutate(damaged, rng)
         kept = room / f"damage-{number}"
         try:
             result = outcome(form, damaged, expected, room)
-            assert result != "changed" or not form.exact, "the damage was not seen"
+            assert result != "changed" or not form.exact or written is not None, "the damage was not seen"
         except BaseException as error:
             kept.write_bytes(damaged)
             raise AssertionError(f"{name}: {type(error).__name__}: {error}; the damaged file is {kept}") from error

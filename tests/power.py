@@ -67,10 +67,8 @@ class Power:
         random = np.random.default_rng(seed)
         for path in (path for path in (self.folder, *self.folder.rglob("*")) if path.is_dir()):
             before, now = self._names.get(path.stat().st_ino, {}), _names(path)
-            share = {"kept": 1, "lost": 0, "mixed": random.choice([0, 0.5, 1])}[
-                names
-            ]  # Of what has changed and is kept.
-            found = {name: (now if random.random() < share else before).get(name) for name in sorted({*before, *now})}
+            kept = {"kept": 1, "lost": 0, "mixed": random.choice([0, 0.5, 1])}[names]  # A share of what has changed.
+            found = {name: (now if random.random() < kept else before).get(name) for name in sorted({*before, *now})}
             self._names[path.stat().st_ino] = {name: inode for name, inode in found.items() if inode is not None}
         after = self.folder.with_name(f"{self.folder.name}-after")
         self._restore(self.folder.stat().st_ino, after, self._folders())

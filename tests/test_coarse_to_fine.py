@@ -33,7 +33,7 @@ def local_settings(**sections: dict[str, object]) -> Settings:
 
 def built(run: Path) -> Pix2PixHD:
     """A run's networks as its last checkpoint has them."""
-    return Run(run).load_networks(load_settings(run=run))
+    return Run(run).load_networks(load_settings(run=run))[0]
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import io
 import os
 import shlex
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,19 @@ def failing(operation: Callable[..., Any], number: int, after: int) -> Callable[
     return fail
 
 
+def after_a_signal(number: int) -> Callable[..., None]:
+    """`os.replace`, before which, once, the process has got a signal."""
+    original, said = os.replace, [0]
+
+    def replace(*arguments: Any) -> None:
+        said[0] += 1
+        if said[0] == 1:
+            os.kill(os.getpid(), number)
+        original(*arguments)
+
+    return replace
+
+
 @pytest.mark.parametrize(
     ("verb", "number"),
     [*((verb, number) for verb in QUICK for number in NUMBERS), *((verb, errno.ENOSPC) for verb in SLOW)],
@@ -64,8 +78,6 @@ def test_what_cannot_be_written(
     number: int,
     operation: str,
 ) -> None:
-    if verb == "export" and operation == "fsync":
-        pytest.skip("TensorFlow writes it")
     words = [word.format(**places) for word in (QUICK | SLOW)[verb]]
     before = tree(places["tmp"])
     with monkeypatch.context() as patch:
@@ -75,6 +87,27 @@ def test_what_cannot_be_written(
     *others, last = outcome.err.splitlines()
     assert last.startswith("error: /") and os.strerror(number) in last
     assert not [line for line in others if not line.startswith("warning:")]
+    after = {name: data for name, data in tree(places["tmp"]).items() if not name.startswith(".out.p2phd-partial")}
+    after.pop("run/.lock", None)
+    before.pop("run/.lock", None)
+    assert after == before
+    assert p2phd(*words).code == 0
+    assert not list(places["tmp"].rglob("*partial"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("verb", QUICK | SLOW)
+def test_a_verb_that_is_asked_to_stop_does_so_and_can_be_run_again(
+    p2phd: Command, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch, verb: str, number: signal.Signals
+) -> None:
+    words = [word.format(**places) for word in (QUICK | SLOW)[verb]]
+    before = tree(places["tmp"])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", after_a_signal(number))
+        outcome = p2phd(*words)
+    assert outcome.code == 128 + number
+    assert outcome.err.splitlines()[-1].startswith("stopped; the same command ")
     after = {name: data for name, data in tree(places["tmp"]).items() if not name.startswith(".out.p2phd-partial")}
     after.pop("run/.lock", None)
     before.pop("run/.lock", None)

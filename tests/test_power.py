@@ -8,13 +8,14 @@ import pytest
 import tensorflow as tf
 
 from pix2pixhd_cli.data import files
+from pix2pixhd_cli.pipeline.export import export
 from pix2pixhd_cli.pipeline.pack import pack
 from pix2pixhd_cli.pipeline.prepare import prepare
 from pix2pixhd_cli.pipeline.train import train
 from pix2pixhd_cli.runs import Run, State
 from pix2pixhd_cli.settings import Settings, load_settings
 from tests.conftest import draw_city, tree
-from tests.power import Death, Names, failing_power
+from tests.power import Death, Names, Power, failing_power
 from tests.test_training import metrics, same_run
 
 every_kind = pytest.mark.parametrize("names", get_args(Names))
@@ -110,6 +111,18 @@ def test_power_may_fail_anywhere_in_prepare(tmp_path: Path, monkeypatch: pytest.
             prepare(city, made, kinds[kind])
         assert tree(made.parent) == clean[kind]
         start()
+
+
+def test_an_export_outlives_a_loss_of_power(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorFlow writes it, so that the power can fail after it alone."""
+    here = tmp_path / "here"
+    here.mkdir()
+    with monkeypatch.context() as patch:
+        power = Power(here, patch, 1_000_000)
+        export(run, here / "model")
+    whole = tree(here)
+    power.lose("lost", 0)
+    assert tree(here) == whole and len(whole) > 3
 
 
 def die() -> None:

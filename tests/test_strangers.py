@@ -3,9 +3,12 @@
 import io
 import json
 import os
+import pickle
 import shutil
+import struct
 import tracemalloc
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,13 +22,14 @@ from pix2pixhd_cli.data.dataset import read_spec
 from pix2pixhd_cli.data.files import held, partial_folder
 from pix2pixhd_cli.data.labels import CITYSCAPES, read_class_table, read_polygons
 from pix2pixhd_cli.data.pictures import read_label_map, read_photo
-from pix2pixhd_cli.data.state_dicts import read_state_dict
+from pix2pixhd_cli.data.state_dicts import _view, read_class_dict, read_state_dict
 from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.perceptual_weights import load_vgg
 from pix2pixhd_cli.runs import Run
 from pix2pixhd_cli.sealed import seal, unseal
 from pix2pixhd_cli.settings import load_settings
 from tests.conftest import Command, save, tree
+from tests.test_import import lay_out
 from tests.test_state_dicts import VALUES, Tensor, pickled, write_zip
 
 Reader = Callable[[Path], object]
@@ -111,6 +115,15 @@ def many_pictures(path: Path) -> None:
     path.write_bytes(data[:end] + data[start:end] * 200 + data[end:])
 
 
+def large_tile(path: Path) -> None:
+    """A TIFF of 16x16 whose one tile is 46,336x46,336."""
+    shorts = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: 46_336, 323: 46_336}
+    tile = zlib.compress(bytes(1 << 16))
+    entries = [*shorts.items(), (324, 8 + 2 + 12 * 10 + 4), (325, len(tile))]
+    tags = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    path.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(entries)) + tags + bytes(4) + tile)
+
+
 def corners(path: Path) -> None:
     ring = [[n % 7, n * 37 % 60_000] for n in range(20_000)]
     scene = {"imgHeight": 60_000, "imgWidth": 1, "objects": [{"label": "car", "polygon": ring}] * 3}
@@ -137,6 +150,8 @@ def corners(path: Path) -> None:
         ("b.json", os.mkfifo, polygons, "is no file"),
         ("d.pth", os.mkfifo, read_state_dict, "is no file"),
         ("c.npz", os.mkfifo, array, "is no file"),
+        ("a.npy", os.mkfifo, read_class_dict, "is no file"),
+        ("a.tif", large_tile, read_label_map, "tiles are much larger"),
     ],
 )
 def test_it_is_refused_at_once(tmp_path: Path, name: str, make: Reader, read: Reader, message: str) -> None:
@@ -165,6 +180,72 @@ def test_a_pipe_in_a_run_stops_nothing(p2phd: Command, packed: Path, begun: Path
     os.mkfifo(begun / name)
     outcome = p2phd("train", packed, begun, "--resume")
     assert f"{begun / name}: is no file" in outcome.err
+
+
+def test_a_pickle_can_change_nothing_of_ours(tmp_path: Path) -> None:
+    """It asks for a name, and then for other attributes of what it gets."""
+    state = pickle.dumps((None, {"__defaults__": (1, 2, 3)}), 2)[2:-1]
+    write_zip(tmp_path / "a.pth", b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n" + state + b"b.", {})
+    with pytest.raises(P2PHDError, match=r"a\.pth"):
+        read_state_dict(tmp_path / "a.pth")
+    assert _view.__defaults__ is None
+
+
+def test_pipes_in_the_place_of_a_shard_and_of_options(p2phd: Command, packed: Path, tmp_path: Path) -> None:
+    shutil.copytree(packed, tmp_path / "packed")
+    spec = unseal((tmp_path / "packed/pack.json").read_text())
+    (shard,) = spec["shards"]["train"]
+    (tmp_path / "packed/pack.json").write_text(seal(spec | {"shards": {"train": [shard | {"bytes": 0}]}}))
+    (tmp_path / "packed" / shard["file"]).unlink()
+    os.mkfifo(tmp_path / "packed" / shard["file"])
+    assert f"{shard['file']}: is no file" in p2phd("train", tmp_path / "packed", tmp_path / "run").err
+    lay_out("train_labels_only", tmp_path / "reference")
+    (tmp_path / "reference/opt.txt").unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "reference/opt.txt")
+    assert "opt.txt: is no file" in p2phd("import", tmp_path / "reference", tmp_path / "run").err
+
+
+@pytest.mark.parametrize("verb", ["prepare", "pack", "export", "import"])
+def test_a_link_where_a_folder_is_made_leads_nowhere(
+    p2phd: Command, city: Path, dataset: Path, run: Path, tmp_path: Path, verb: str
+) -> None:
+    mine, staging = tmp_path / "mine", partial_folder(tmp_path / "made")
+    save(mine / "precious/data.png", np.zeros((2, 2), np.uint8))
+    before = tree(mine)
+    lay_out("train_labels_only", tmp_path / "reference")
+    words = (verb, {"prepare": city, "pack": dataset, "export": run, "import": tmp_path / "reference"}[verb])
+    staging.symlink_to(mine)
+    outcome = p2phd(*words, tmp_path / "made")
+    assert outcome.code == 1 and f"{staging}: is a link, and may lead anywhere; delete it" in outcome.err
+    staging.unlink()
+    staging.mkdir()
+    (staging / "train").symlink_to(mine)
+    outcome = p2phd(*words, tmp_path / "made")
+    assert outcome.code == 1 and f"{staging / 'train'}: is a link" in outcome.err
+    assert tree(mine) == before and not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("name", ["train", "train/label", ".prepared/train"])
+def test_a_data_set_with_links_is_not_written_to(p2phd: Command, city: Path, tmp_path: Path, name: str) -> None:
+    made, outside = tmp_path / "made", tmp_path / "outside"
+    assert p2phd("prepare", city, made).code == 0
+    shutil.move(made / name, outside)
+    (made / name).symlink_to(outside)
+    before = tree(outside)
+    outcome = p2phd("prepare", city, made, "--width", 32)
+    assert outcome.code == 1 and f"{made / name}: is a link" in outcome.err
+    assert tree(outside) == before
+
+
+def test_huge_discriminators_are_refused_before_they_are_built(p2phd: Command, packed: Path, begun: Path) -> None:
+    settings = unseal((begun / "settings.json").read_text())
+    settings["discriminator"] |= {"filters": 512, "layers": 10, "scales": 10}
+    (begun / "settings.json").write_text(seal(settings))
+    tracemalloc.start()
+    outcome = p2phd("train", packed, begun, "--resume")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert "is too small for this run's settings" in outcome.err and peak < 100 << 20
 
 
 @pytest.mark.parametrize("verb", ["prepare", "pack"])

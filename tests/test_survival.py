@@ -20,11 +20,13 @@ import pytest
 import tensorflow as tf
 
 from pix2pixhd_cli import engine
+from pix2pixhd_cli.coarse_to_fine import start_from
 from pix2pixhd_cli.data import files
+from pix2pixhd_cli.data.arrays import open_arrays
 from pix2pixhd_cli.errors import Interrupted, P2PHDError, SettingsError
 from pix2pixhd_cli.pipeline.train import train
 from pix2pixhd_cli.runs import Run
-from pix2pixhd_cli.sealed import seal
+from pix2pixhd_cli.sealed import read_sealed, seal
 from pix2pixhd_cli.settings import load_settings
 from pix2pixhd_cli.training import Trainer
 from tests.conftest import WORKS, Command, kill_all, tiny_settings, tree
@@ -107,7 +109,26 @@ def test_the_newest_and_the_best_checkpoints_are_kept(
     assert folder.model_step() == 6
 
 
-@pytest.mark.parametrize("damage", [flip_a_bit, cut, Path.unlink])
+def rewrite(**arrays: Any) -> Callable[[Path], None]:
+    """Write other arrays into a file, with right checksums; None takes one away."""
+
+    def change(path: Path) -> None:
+        with np.load(path) as file:
+            kept = {**file, **arrays}
+        np.savez(path, **{name: array for name, array in kept.items() if array is not None})
+
+    return change
+
+
+NO_NUMBERS = [
+    rewrite(**{"generator/000": np.zeros(0)}),
+    rewrite(**{"generator/000": np.array(["text"])}),
+    rewrite(step=np.array(np.inf)),
+    rewrite(step=None),
+]
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, cut, Path.unlink, *NO_NUMBERS])
 def test_a_damaged_model_is_made_anew_from_its_checkpoint(
     p2phd: Command, packed: Path, run: Path, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
@@ -128,6 +149,51 @@ def test_a_checkpoint_whose_score_is_damaged_is_kept_and_told_of(p2phd: Command,
     assert outcome.err.count("step-00000002/score.json: damaged") == 1
     assert "step-00000003/networks.npz: damaged" in outcome.err
     assert cut_short.exists()
+
+
+def failing_for(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    """The operation, but for paths that hold this name, which a broken disk gives no more."""
+
+    def fail(path: Path, *arguments: Any, **keywords: Any) -> Any:
+        if name in str(path):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return original(path, *arguments, **keywords)
+
+    return fail
+
+
+def test_an_old_score_on_a_broken_disk_stops_no_save(
+    p2phd: Command, packed: Path, run: Path, begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("pix2pixhd_cli.runs.read_sealed", failing_for("step-00000002/score.json", read_sealed))
+        outcome = p2phd("train", packed, begun, "--resume")
+    assert outcome.code == 0
+    assert outcome.err.count("step-00000002/score.json: Input/output error; this checkpoint is kept") == 1
+    shutil.rmtree(begun / "checkpoints/step-00000002")
+    same_run(begun, run)
+
+
+def test_a_best_checkpoint_on_a_broken_disk_gives_way(
+    p2phd: Command, packed: Path, begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (begun / "checkpoints/step-00000002/score.json").write_text(seal({"distance": 0.0}))
+    with monkeypatch.context() as patch:
+        patch.setattr("pix2pixhd_cli.runs.open_arrays", failing_for("step-00000002/networks", open_arrays))
+        outcome = p2phd("train", packed, begun, "--resume", "--model", "best")
+    assert outcome.code == 0 and "step-00000002/networks.npz: Input/output error" in outcome.err
+
+
+def test_an_old_checkpoint_that_stays_is_told_of_and_harms_nothing(
+    p2phd: Command, packed: Path, run: Path, begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "pix2pixhd_cli.runs._delete", failing_for("step-00000002", lambda path: shutil.rmtree(path, ignore_errors=True))
+    )
+    outcome = p2phd("train", packed, begun, "--resume")
+    assert outcome.code == 0 and "step-00000002 could not be deleted" in outcome.err
+    shutil.rmtree(begun / "checkpoints/step-00000002")
+    same_run(begun, run)
 
 
 def test_another_number_of_threads_is_told_of(
@@ -370,10 +436,19 @@ def test_a_start_from_another_run_is_from_one_step_of_it(
     p2phd: Command, packed: Path, begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+
+    def goes_on(*arguments: Any) -> int:
+        """The source, which is training still, saves another step just after it was read."""
+        step = start_from(*arguments)
+        shutil.copytree(begun / "checkpoints/step-00000004", begun / "checkpoints/step-00000005")
+        return step
+
     with monkeypatch.context() as patch, pytest.raises(Death):
         patch.setattr(Trainer, "fit", die)
+        patch.setattr("pix2pixhd_cli.pipeline.train.start_from", goes_on)
         train(packed, killed, tiny_settings(), init_from=begun)
-    assert Run(killed).sources().init_step == 4
+    assert Run(killed).sources().init_step == 4, "though step 5 came meanwhile"
+    shutil.rmtree(begun / "checkpoints/step-00000005")
     for folder in (killed, undisturbed):
         train(packed, folder, tiny_settings(), init_from=begun, resume=folder.exists())
     same_run(killed, undisturbed)
@@ -381,7 +456,7 @@ def test_a_start_from_another_run_is_from_one_step_of_it(
     shutil.rmtree(begun / "checkpoints/step-00000004")
     outcome = p2phd("train", packed, killed, "--resume")
     assert outcome.code == 1
-    assert f"{begun}: was trained on since {killed} started from its step 4; start a new run" in outcome.err
+    assert f"{begun}: was trained on since {killed} started from it; start a new run" in outcome.err
 
 
 def test_training_works_in_a_thread_that_hears_no_signals(packed: Path, run: Path, tmp_path: Path) -> None:
@@ -391,8 +466,16 @@ def test_training_works_in_a_thread_that_hears_no_signals(packed: Path, run: Pat
 
 
 def test_other_settings_are_refused_from_python_too(packed: Path, run: Path, begun: Path) -> None:
-    with pytest.raises(SettingsError, match=r"--learning-rate is 0\.1, but .* was trained with 0\.0002"):
-        train(packed, begun, tiny_settings(train={"learning_rate": 0.1}), resume=True)
+    before = {name: data for name, data in tree(begun).items() if name != ".lock"}
+    refused: dict[str, dict[str, dict[str, object]]] = {
+        "--learning-rate is 0.1": {"train": {"learning_rate": 0.1, "keep_checkpoints": 1}},
+        "--generator-filters is 8": {"generator": {"filters": 8}},
+        "--pool-size is 3": {"train": {"pool_size": 3}},
+    }
+    for flag, sections in refused.items():
+        with pytest.raises(SettingsError, match=f"{flag}, but the run was trained with"):
+            train(packed, begun, tiny_settings(**sections), resume=True)
+    assert {name: data for name, data in tree(begun).items() if name != ".lock"} == before
     with pytest.raises(SettingsError, match=f"--init-from {run}: the run started from nothing; leave it out"):
         train(packed, begun, init_from=run, resume=True)
     train(packed, begun, resume=True)

@@ -83,7 +83,8 @@ def held(staging: Path) -> Iterator[Path]:
     """Make a folder, unless it is there, and keep other processes from working in it; raises `P2PHDError` if one does."""
     while True:
         make_folder(staging)
-        descriptor = os.open(staging, os.O_RDONLY)
+        refuse_links(staging.parent, staging.name, f"{staging.name}/*", f"{staging.name}/*/*")
+        descriptor = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -109,7 +110,9 @@ def partial_folder(folder: Path) -> Path:
 
 
 def take_place(staging: Path, folder: Path) -> None:
-    """Rename `staging` to `folder`, which is empty or not there."""
+    """Bring `staging` to the disk, and rename it to `folder`, which is empty or not there."""
+    for path in (*staging.rglob("*"), staging):
+        sync(path)
     with naming(folder):
         if folder.exists():
             folder.resolve().rmdir()
@@ -126,6 +129,13 @@ def make_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
         sync(path.parent)
+
+
+def refuse_links(folder: Path, *patterns: str) -> None:
+    """Raise `P2PHDError` if a path below a folder, of these patterns, is a link: what is written there must stay there."""
+    for path in (path for pattern in patterns for path in folder.glob(pattern)):
+        if path.is_symlink():
+            raise P2PHDError(f"{path}: is a link, and may lead anywhere; delete it")
 
 
 def remove(path: Path) -> None:

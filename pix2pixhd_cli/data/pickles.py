@@ -9,6 +9,7 @@ import io
 import pickle
 import pickletools
 from collections.abc import Callable, Mapping
+from types import FunctionType
 from typing import Any
 
 DEEPEST = 100  # Containers in containers; a state dict's are six deep.
@@ -32,7 +33,8 @@ class _Reader(pickle.Unpickler):
             raise pickle.UnpicklingError(
                 f"it asks for {module}.{name}, which no state dict needs; nothing in it was run"
             )
-        return self.names[module, name]
+        found = self.names[module, name]
+        return found.__call__ if isinstance(found, FunctionType) else found  # Which nobody can give attributes.
 
     def persistent_load(self, pid: Any) -> Any:
         return self.persistent(pid)

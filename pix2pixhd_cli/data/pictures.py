@@ -32,6 +32,7 @@ logging.getLogger("PIL").setLevel(logging.CRITICAL)
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # All that is opened: others may start programs.
 LOSSY = ("JPEG", "MPO", "WEBP")
 JPEG_SCAN, MOST_SCANS = b"\xff\xda", 100  # Each scan goes over the whole picture; encoders make ten.
+MOST_TILE = 1 << 20  # Pixels; a tile is unpacked whole, however small the picture.
 INTEGER_MODES = ("1", "L", "P", "I;16", "I;16B", "I;16L", "I")
 # Pillow stretches grey levels of fewer than 8 bits to 0 … 255; dividing gives the ids back.
 STRETCH = {"L;2": 85, "L;4": 17}
@@ -148,12 +149,20 @@ def _decode(path: Path, most: int) -> Image.Image:
             raise PictureError(path, f"{what}; if that is right, raise --max-pixels")
         if picture.format == "PNG":
             _check_png(path)
+        if picture.format == "TIFF" and _tile(picture) > max(picture.width * picture.height, MOST_TILE):
+            raise ValueError("its tiles are much larger than it")
         if picture.format in ("JPEG", "MPO") and path.read_bytes().count(JPEG_SCAN) > MOST_SCANS:
             raise ValueError("it is made of too many scans")
         raw_mode = _raw_mode(picture)
         picture.load()
         picture.info["raw_mode"] = raw_mode
         return picture
+
+
+def _tile(picture: Image.Image) -> int:
+    """The pixels of a TIFF's tiles, 0 if it has none."""
+    tags = getattr(picture, "tag_v2", {})
+    return int(tags.get(322, 0)) * int(tags.get(323, 0))
 
 
 def _check_png(path: Path) -> None:

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
 
 from pix2pixhd_cli.data.dataset import DatasetSpec, Example, ExampleEntry
 from pix2pixhd_cli.data.files import PlainName
-from pix2pixhd_cli.errors import P2PHDError, naming
+from pix2pixhd_cli.errors import P2PHDError, check_regular, naming
 from pix2pixhd_cli.sealed import read_sealed
 
 # A TFRecord is a length (uint64), its checksum (uint32), the data and the data's checksum (uint32).
@@ -220,6 +220,7 @@ def read_pack_spec(packed: Path) -> PackSpec:
 def _check_shard(path: Path, shard: Shard) -> None:
     if not path.exists():
         raise P2PHDError(f"{path}: this shard is missing; pack again")
+    check_regular(path)
     if path.stat().st_size != shard.bytes:
         raise P2PHDError(f"{path}: has {path.stat().st_size} bytes instead of {shard.bytes}; pack again")
     with naming(path), path.open("rb") as file:

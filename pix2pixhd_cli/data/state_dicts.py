@@ -169,6 +169,7 @@ def _array(view: _View, values: Callable[[_Storage], bytes]) -> NDArray[np.float
 
 def read_class_dict(path: Path) -> dict[int, NDArray[np.float64]]:
     """Read a `.npy` that holds a pickled dict of arrays by class id; raises `P2PHDError`."""
+    check_regular(path)
     try:
         with path.open("rb") as file:
             shape, _, dtype = read_header(file)

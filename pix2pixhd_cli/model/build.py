@@ -1,5 +1,6 @@
 """The only translator from settings to networks."""
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import keras
@@ -10,7 +11,7 @@ from pix2pixhd_cli.model.generators import GlobalGenerator, LocalEnhancer
 from pix2pixhd_cli.model.optimizers import Adam
 from pix2pixhd_cli.model.perceptual import Vgg
 from pix2pixhd_cli.model.pix2pixhd import Pix2PixHD
-from pix2pixhd_cli.settings import GeneratorSettings, Settings
+from pix2pixhd_cli.settings import DiscriminatorSettings, GeneratorSettings, Settings
 
 
 def build_model(
@@ -97,13 +98,23 @@ def smallest_side(settings: Settings) -> int:
     return max(2 ** (settings.generator.downsamplings + local + 1), side_multiple(settings))
 
 
-def least_parameters(settings: Settings) -> int:
-    """A lower bound of generator and encoder, and a third of them at least: so many a file must hold before they are built."""
+def least_parameters(settings: Settings, *, training: bool) -> int:
+    """A lower bound of generator, encoder and, for `training`, discriminator, and a third of them at least.
+
+    So many numbers a file must hold before they are built.
+    """
     generator, encoder = settings.generator, settings.encoder
     enhancers = generator.enhancers if generator.kind == "local" else 0
     found = _least_in_trunk(generator.filters << enhancers, generator.downsamplings, generator.blocks)
     found += enhancers * generator.local_blocks * 18 * (2 * generator.filters) ** 2
-    return found + (_least_in_trunk(encoder.filters, encoder.downsamplings, 0) if encoder.enabled else 0)
+    found += _least_in_trunk(encoder.filters, encoder.downsamplings, 0) if encoder.enabled else 0
+    return found + (_least_in_discriminator(settings.discriminator) if training else 0)
+
+
+def _least_in_discriminator(discriminator: DiscriminatorSettings) -> int:
+    """All layers of 4x4 but the first and the last."""
+    widths = [min(discriminator.filters << n, 512) for n in range(discriminator.layers + 1)]
+    return discriminator.scales * sum(16 * before * after for before, after in pairwise(widths))
 
 
 def _least_in_trunk(filters: int, downsamplings: int, blocks: int) -> int:

@@ -21,7 +21,7 @@ from pix2pixhd_cli.data.labels import (
     read_class_table,
 )
 from pix2pixhd_cli.data.state_dicts import StateDict, read_class_dict, read_state_dict
-from pix2pixhd_cli.errors import P2PHDError, naming
+from pix2pixhd_cli.errors import P2PHDError, check_regular, naming
 from pix2pixhd_cli.features import ClassStyles, FeatureClusters, FeatureCodes
 from pix2pixhd_cli.model.build import build_model, least_parameters
 from pix2pixhd_cli.reference import (
@@ -73,7 +73,8 @@ def import_checkpoint(
     options = _read_options(checkpoint / "opt.txt")
     settings, channels = _infer(checkpoint, states, options, labels, boundary)
     spec = _describe_data(channels, classes, ignore_id)
-    if sum(array.size for letter in "GE" for array in states.get(letter, {}).values()) < least_parameters(settings):
+    held = sum(array.size for state in states.values() for array in state.values())
+    if held < least_parameters(settings, training="D" in states):
         raise P2PHDError(f"{checkpoint}: holds fewer values than networks of these shapes have")
     model = build_model(settings, labels=spec.labels, ignored=spec.ignored, training="D" in states)
     for name, network in model.networks.items():
@@ -108,6 +109,7 @@ def _read_options(path: Path) -> Options:
     """`key: value` lines of the reference's `opt.txt`; none without the file."""
     if not path.exists():
         return {}
+    check_regular(path)
     with naming(path):
         pairs = [line.partition(":") for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
     return {key.strip(): value.split()[0] for key, colon, value in pairs if colon and value.strip()}

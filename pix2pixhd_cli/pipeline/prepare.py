@@ -24,11 +24,21 @@ from pix2pixhd_cli import __version__, console, images
 from pix2pixhd_cli.boundary import boundary_map
 from pix2pixhd_cli.data import labels, layouts, pictures
 from pix2pixhd_cli.data.dataset import DatasetSpec, ExampleEntry, map_path, photo_path, read_example
-from pix2pixhd_cli.data.files import held, make_folder, partial_folder, remove, sweep, sync, whole_file, write_text
+from pix2pixhd_cli.data.files import (
+    held,
+    make_folder,
+    partial_folder,
+    refuse_links,
+    remove,
+    sweep,
+    sync,
+    whole_file,
+    write_text,
+)
 from pix2pixhd_cli.data.labels import LabelClass
 from pix2pixhd_cli.data.layouts import RawExample, RawTree
 from pix2pixhd_cli.data.pictures import PictureError
-from pix2pixhd_cli.errors import DataProblems, P2PHDError, Problem, interrupted
+from pix2pixhd_cli.errors import STOPS, DataProblems, P2PHDError, Problem, interrupted
 from pix2pixhd_cli.sealed import read_sealed, seal
 from pix2pixhd_cli.settings import MOST_PIXELS, MOST_SIDE, PrepareSettings, Settings, Size, parse_size, whole_number
 
@@ -134,7 +144,7 @@ def prepare(source: Path, dataset: Path, settings: Settings | None = None) -> Da
         sweep(dataset)
         try:
             spec, records = _make(recipe, dataset, staging)
-        except KeyboardInterrupt as stop:
+        except STOPS as stop:
             raise interrupted(stop, "stopped; the same command goes on where it was") from None
         except OSError as error:
             raise P2PHDError(
@@ -212,6 +222,7 @@ def _refuse_foreign(dataset: Path) -> None:
     ours = (dataset / "dataset.json").exists() or (dataset / RECORDS).exists()
     if dataset.is_dir() and any(dataset.iterdir()) and not ours:
         raise P2PHDError(f"{dataset}: holds other files; name a new or empty folder for the data set")
+    refuse_links(dataset, "*", "*/*", f"{RECORDS}/*")
 
 
 def _convert_all(recipe: Recipe, dataset: Path, staging: Path) -> tuple[list[Record], list[Problem]]:

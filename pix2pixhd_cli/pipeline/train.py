@@ -84,14 +84,7 @@ def _start_of(folder: Run, asked: Path | None) -> Path | None:
     sources = folder.sources()
     if asked is not None and asked.resolve() != sources.init_from:
         raise SettingsError(f"--init-from {asked}: the run started from {sources.init_from or 'nothing'}; leave it out")
-    if folder.checkpoints() or sources.init_from is None:
-        return None
-    if Run(sources.init_from).newest_step != sources.init_step:
-        raise P2PHDError(
-            f"{sources.init_from}: was trained on since {folder.folder} started from its step {sources.init_step}; start a "
-            "new run"
-        )
-    return sources.init_from
+    return None if folder.checkpoints() else sources.init_from
 
 
 def _build(
@@ -105,6 +98,7 @@ def _build(
             f"{folder.folder}: was trained with another perceptual loss than --perceptual-weights now gives"
         )
     if resuming:
+        changes(settings_of_run(folder.folder), chosen)
         folder.check_sizes(chosen, *trained_sizes(split, chosen)[0])
     _check_phases(chosen, started=init_from is not None or resuming, rgb=split.rgb)
     _check_data(split, chosen)
@@ -112,16 +106,19 @@ def _build(
     engine.make_deterministic(chosen.train.seed)
     spec = split.spec.dataset
     model = build_model(chosen, labels=spec.labels, ignored=spec.ignored, training=True, vgg=vgg and vgg.vgg)
+    init_step = None
     if init_from is not None:
         _check_start(Run(init_from), split)
-        start_from(model, chosen, init_from)
+        init_step = start_from(model, chosen, init_from)
+        if resuming and init_step != folder.sources().init_step:
+            raise P2PHDError(f"{init_from}: was trained on since {folder.folder} started from it; start a new run")
     trainer = Trainer(model, split, chosen)
     _describe(model, trainer)
     sources = Sources(
         packed=split.packed.resolve(),
         examples=split.digest,
         init_from=init_from and init_from.resolve(),
-        init_step=init_from and Run(init_from).newest_step,
+        init_step=init_step,
         perceptual={"file": vgg.name, "sha256": vgg.sha256} if vgg is not None else None,
         threads=engine.threads(),
     )
@@ -140,15 +137,14 @@ def _tell_threads(folder: Run) -> None:
 
 def _record_changes(folder: Run, split: PackedSplit, settings: Settings, step: int) -> None:
     """Say which settings differ from the run's, and keep them, with those that they took the place of."""
+    sources = folder.sources()
     new: list[dict[str, object]] = []
     for flag, (before, now) in changes(settings_of_run(folder.folder), settings).items():
         console.info(f"{flag} is {now} from now on; it was {before}")
         new.append({"after_step": step, "setting": flag, "from": before, "to": now})
-    sources = folder.sources()
-    told = (
-        list(sources.changes[len(sources.changes) - len(new) :]) == new
-    )  # And then killed, before the settings were kept.
-    update = {"packed": split.packed.resolve(), "changes": (*sources.changes, *([] if told else new))}
+    if sources.changes[-len(new) :] == tuple(new):
+        new = []  # They were kept before, by a process that was killed over the settings.
+    update = {"packed": split.packed.resolve(), "changes": (*sources.changes, *new)}
     folder.save_sources(sources.model_copy(update=update))
     folder.save_settings(settings)
 

@@ -140,7 +140,7 @@ class Run:
         """
         made = not self.folder.exists()
         make_folder(self.folder)
-        refuse_links(self.folder, "*", "checkpoints/*")
+        refuse_links(*self.folder.glob("*"), *self.folder.glob("checkpoints/*"))
         path = self.folder / LOCK
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         try:

@@ -83,7 +83,7 @@ def held(staging: Path) -> Iterator[Path]:
     """Make a folder, unless it is there, and keep other processes from working in it; raises `P2PHDError` if one does."""
     while True:
         make_folder(staging)
-        refuse_links(staging.parent, staging.name, f"{staging.name}/*", f"{staging.name}/*/*")
+        refuse_links(staging, *staging.glob("*"), *staging.glob("*/*"))
         descriptor = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -131,9 +131,9 @@ def make_folder(folder: Path) -> None:
         sync(path.parent)
 
 
-def refuse_links(folder: Path, *patterns: str) -> None:
-    """Raise `P2PHDError` if a path below a folder, of these patterns, is a link: what is written there must stay there."""
-    for path in (path for pattern in patterns for path in folder.glob(pattern)):
+def refuse_links(*paths: Path) -> None:
+    """Raise `P2PHDError` if a folder is a link: what is written to it must stay there."""
+    for path in paths:
         if path.is_symlink():
             raise P2PHDError(f"{path}: is a link, and may lead anywhere; delete it")
 

@@ -222,7 +222,7 @@ def _refuse_foreign(dataset: Path) -> None:
     ours = (dataset / "dataset.json").exists() or (dataset / RECORDS).exists()
     if dataset.is_dir() and any(dataset.iterdir()) and not ours:
         raise P2PHDError(f"{dataset}: holds other files; name a new or empty folder for the data set")
-    refuse_links(dataset, "*", "*/*", f"{RECORDS}/*")
+    refuse_links(*dataset.glob("*"), *dataset.glob("*/*"))
 
 
 def _convert_all(recipe: Recipe, dataset: Path, staging: Path) -> tuple[list[Record], list[Problem]]:

@@ -57,7 +57,7 @@ VALUES: tuple[Any, ...] = (
     None, True, -1, 0, 2**31, 2**63, -0.5, 1e308, float("nan"), "", "x", "../x", "\x1b", [], [None], {}, {"x": 1},
 )  # fmt: skip
 ARRAYS: tuple[Callable[[Any], Any], ...] = (
-    lambda a: a[..., :0],
+    lambda a: np.atleast_1d(a)[..., :0],
     lambda a: a[..., None],
     lambda a: a.ravel()[:1],
     lambda a: np.full(a.shape, np.nan),

@@ -97,11 +97,11 @@ def step(arguments: argparse.Namespace, folder: Path) -> Iterator[float]:
     vgg = (load_vgg(source).vgg if source else _random_vgg(arguments.seed)) if arguments.vgg else None
     model = build_model(settings, labels=LABELS, ignored=(255,), training=True, vgg=vgg)
     trainer = Trainer(model, split, settings)
-    batches = trainer.batches(0)
+    portions = trainer.portions(0)
 
     def one() -> None:
-        _, epoch, batch = next(batches)
-        trainer.step(batch, epoch)
+        _, epoch, turns = next(portions)
+        trainer.step(turns, epoch)
 
     yield from _timed(one, arguments.runs)
 
@@ -155,14 +155,13 @@ def batches(arguments: argparse.Namespace, folder: Path) -> Iterator[float]:
     """Pictures through the training input pipeline, with flips."""
     packed = _pack(arguments, folder, PER_RUN)
     engine.start()
-    from pix2pixhd_cli.data.batches import training_batches
+    from pix2pixhd_cli.data.batches import Deal, training_batches
     from pix2pixhd_cli.data.records import PackedSplit
 
     steps = math.ceil(PER_RUN / arguments.batch)
     epochs = range(1, 2 * (arguments.runs + 1) + 2)  # Two for each measurement, and one that is read ahead.
-    found = training_batches(
-        PackedSplit(packed, "train"), batch_size=arguments.batch, seed=arguments.seed, epochs=epochs
-    )
+    split = PackedSplit(packed, "train")
+    found = training_batches(split, deal=Deal(arguments.batch), seed=arguments.seed, epochs=epochs)
     two_epochs = lambda: list(itertools.islice(found, 2 * steps))  # noqa: E731
     yield from (s / (2 * PER_RUN) for s in _timed(two_epochs, arguments.runs))
 

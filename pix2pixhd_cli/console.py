@@ -156,8 +156,10 @@ class TrainingDisplay:
     def __exit__(self, *_: object) -> None:
         self.bars.stop()
 
-    def update(self, step: int, epoch: int, losses: Mapping[str, float], images: int) -> None:
-        """Show a finished step."""
+    def update(
+        self, step: int, epoch: int, losses: Mapping[str, float], images: int, scaling: Mapping[str, float]
+    ) -> None:
+        """Show a finished step; `scaling` is what there is to tell of a loss scale."""
         now = time.perf_counter()
         if step > self.start + 1:  # The first step builds the graph.
             rate = images / (now - self.clock)
@@ -166,6 +168,7 @@ class TrainingDisplay:
         for name, value in losses.items():
             self.losses[name] = self._smooth(self.losses.get(name, value), value)
         shown = "  ".join(f"{name} {value:.3f}" for name, value in self.losses.items() if value)
+        shown += "".join(f"  {name.replace('_', ' ')} {value:g}" for name, value in scaling.items())
         speed = f"{self.rate:.1f} images/s" if self.rate is not None else ""
         self.bars.update(self.epoch_bar, completed=epoch - (step < self.steps), note=speed)
         self.bars.update(self.step_bar, completed=step, note=shown)

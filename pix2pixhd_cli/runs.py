@@ -31,13 +31,14 @@ from pix2pixhd_cli.data.files import make_folder, refuse_links, sweep, sync, wri
 from pix2pixhd_cli.errors import P2PHDError, check_regular, naming
 from pix2pixhd_cli.model.build import Optimizers, build_model, least_parameters
 from pix2pixhd_cli.model.layers import blank_weights
+from pix2pixhd_cli.model.optimizers import LossScale
 from pix2pixhd_cli.model.pix2pixhd import Pix2PixHD
 from pix2pixhd_cli.sealed import read_sealed, seal, unseal
 from pix2pixhd_cli.settings import Settings, save_settings
 
 LOCK = ".lock"
 NETWORKS, TRAINING, SCORE = "networks.npz", "training.npz", "score.json"  # A checkpoint's files.
-NETWORK_NAMES = ("generator", "encoder", "discriminator")
+NETWORK_NAMES = ("generator", "encoder", "discriminator", "average")
 CHECKPOINT = re.compile(r"step-\d{8,15}")
 State = dict[str, list[tf.Variable]]  # Variables in order, by what they belong to.
 
@@ -47,8 +48,8 @@ class Sources(BaseModel):
 
     packed: folder of the packed data set. examples: checksum of what is in it. init_from: the run that the networks started
     from. init_step: which of its checkpoints. imported: folder of the reference's checkpoint. perceptual: name and SHA-256 of the
-    perceptual loss's file. threads: so many worked on an operation, which decides the last bits of sums. changes: settings that
-    were others before a step.
+    perceptual loss's file. threads: so many worked on an operation, which decides the last bits of sums. step_size: examples in a
+    step. changes: settings that were others before a step.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,6 +61,7 @@ class Sources(BaseModel):
     imported: Path | None = None
     perceptual: dict[str, str] | None = None
     threads: int | None = None
+    step_size: int | None = None
     changes: tuple[dict[str, Any], ...] = ()
 
 
@@ -202,7 +204,10 @@ class Run:
         _check_size(self.model, least_parameters(settings, training=False))
         with blank_weights():
             model = build_model(settings, labels=spec.labels, ignored=spec.ignored, training=False)
-        read_variables(self.model, network_variables(model))
+        state = network_variables(model)
+        if settings.train.ema and settings.generate.ema:
+            state["average"] = state.pop("generator")
+        read_variables(self.model, state)
         return model
 
     def load_networks(self, settings: Settings) -> tuple[Pix2PixHD, int]:
@@ -396,22 +401,26 @@ class Run:
         return self.folder / "samples" / f"step-{step:08d}.png"
 
 
-def checkpoint_state(model: Pix2PixHD, optimizers: Optimizers) -> State:
+def checkpoint_state(model: Pix2PixHD, optimizers: Optimizers, scale: LossScale | None = None) -> State:
     """Everything that a training needs to go on exactly."""
     state = network_variables(model)
     for name, optimizer in optimizers._asdict().items():
         if optimizer is not None:
             state[f"{name}_optimizer"] = [variable.value for variable in optimizer.variables]
+    if scale is not None:
+        state["loss_scale"] = [scale.value, scale.good, scale.skipped]
     return state | ({"pool": [model.pool.history, model.pool.seen]} if model.pool is not None else {})
 
 
 def network_variables(model: Pix2PixHD) -> State:
-    """The weights of each network."""
-    return {name: [weight.value for weight in network.weights] for name, network in model.networks.items()}
+    """The weights of each network, and the average of G's with the steps that it has seen."""
+    found = {name: [weight.value for weight in network.weights] for name, network in model.networks.items()}
+    average = model.average
+    return found | ({"average": [*average.values, average.steps]} if average is not None else {})
 
 
 def _painting_variables(model: Pix2PixHD) -> State:
-    """The weights of those networks that later verbs need."""
+    """The weights that later verbs need."""
     return {name: variables for name, variables in network_variables(model).items() if name != "discriminator"}
 
 

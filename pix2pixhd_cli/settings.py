@@ -213,6 +213,12 @@ class TrainSettings(Section):
         0, ge=0, description="Of those, first train the outermost local enhancer alone for so many epochs."
     )
     batch_size: int = Field(1, ge=1, le=1 << 16, description="Examples per step.")
+    accumulate: int = Field(
+        1,
+        ge=1,
+        le=1 << 16,
+        description="Batches that a step's gradients are the mean of: as a larger batch, in the memory of one.",
+    )
     learning_rate: float = Field(2e-4, gt=0, description="Adam's learning rate.")
     beta1: float = Field(0.5, ge=0, lt=1, description="Adam's first moment decay.")
     seed: int = Field(0, ge=0, lt=1 << 32, description="Seed of weights, order, flips and crops.")
@@ -233,6 +239,18 @@ class TrainSettings(Section):
     recompute: bool = Field(
         False,
         description="Keep less for the gradients and work it out again: less memory, more time, the same losses.",
+    )
+    precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = Field(
+        "float32",
+        description="What training convolves in; normalisation, losses and pictures stay in float32, and so do later verbs.",
+    )
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        examples=[0.999],
+        description="Also keep an average of the generator that forgets all but this share of itself a step; later verbs then "
+        "paint with it. 0 for none.",
     )
     log_every: int = Field(50, ge=1, description="Steps between lines in metrics.jsonl.")
     sample_every: int = Field(1000, ge=1, description="Steps between sample pictures.")
@@ -293,6 +311,7 @@ class GenerateSettings(Section):
     photo: Path | None = Field(
         None, examples=["photos"], description="Photo, or a folder of them paired by name, for the photo's own codes."
     )
+    ema: bool = Field(True, description="Paint with the averaged generator, if the run has one (train --ema).")
     max_pixels: int = Field(1 << 25, ge=1, description="Refuse larger pictures, before memory is taken for them.")
 
 
@@ -331,7 +350,7 @@ NETWORK_SECTIONS = ("generator", "discriminator", "encoder")
 # Settings of training and losses that a resumed training may change; it would not end where it would have with others.
 # The perceptual loss's file may move, as long as it is the same.
 CHANGEABLE = (
-    "epochs", "decay_epochs", "perceptual_weights", "recompute", "log_every", "sample_every", "checkpoint_every",
+    "epochs", "decay_epochs", "accumulate", "perceptual_weights", "recompute", "log_every", "sample_every", "checkpoint_every",
     "checkpoint_minutes", "keep_checkpoints", "model", "tensorboard",
 )  # fmt: skip
 SAVED_SECTIONS = (*NETWORK_SECTIONS, "loss", "train", "cluster")

@@ -1,6 +1,5 @@
 """The training loop: epochs, learning rate, and what is logged, sampled and saved on the way."""
 
-import math
 import os
 import shlex
 import signal
@@ -9,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from types import FrameType
 from typing import NamedTuple
 
@@ -20,14 +18,15 @@ from numpy.typing import NDArray
 from pix2pixhd_cli import console, engine, images
 from pix2pixhd_cli.boundary import boundary_map
 from pix2pixhd_cli.console import TrainingDisplay
-from pix2pixhd_cli.data.batches import plan_epoch, training_batches
+from pix2pixhd_cli.data.batches import Deal, plan_epoch, training_batches
 from pix2pixhd_cli.data.pictures import write_picture
 from pix2pixhd_cli.data.records import PackedSplit
 from pix2pixhd_cli.errors import Interrupted, P2PHDError
-from pix2pixhd_cli.model.build import build_optimizers, side_multiple
-from pix2pixhd_cli.model.pix2pixhd import Batch, Losses, Pix2PixHD
+from pix2pixhd_cli.model.build import build_loss_scale, build_optimizers, side_multiple
+from pix2pixhd_cli.model.pix2pixhd import Batch, Pix2PixHD
 from pix2pixhd_cli.runs import Run, checkpoint_state
 from pix2pixhd_cli.settings import Settings, TrainSettings, parse_size
+from pix2pixhd_cli.stepping import Portion, Stepper
 
 SAMPLES = 4
 FLAT_SAMPLES = 3  # So many samples of one colour in a row are worth a warning.
@@ -56,11 +55,12 @@ class Schedule:
 
     settings: TrainSettings
     examples: int
+    deal: Deal
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches in an epoch; the last one may be short."""
-        return math.ceil(self.examples / self.settings.batch_size)
+        """Steps in an epoch; the last one may be short of examples."""
+        return self.deal.steps(self.examples)
 
     @property
     def epochs(self) -> int:
@@ -137,54 +137,59 @@ class Trainer:
         self.model = model
         self.split = split
         self.settings = settings
-        self.schedule = Schedule(settings.train, len(split))
+        self.deal = Deal(settings.train.batch_size, settings.train.accumulate)
+        self.schedule = Schedule(settings.train, len(split), self.deal)
         self.optimizers = build_optimizers(settings, model)
+        self.scale = build_loss_scale(settings)
+        if model.average is not None:
+            model.average.start()
         found = trained_sizes(split, settings)
         if settings.train.pool_size:
             model.add_pool(settings.train.pool_size, *found[0], settings.train.seed)
-        self.state = checkpoint_state(model, self.optimizers)
+        self.state = checkpoint_state(model, self.optimizers, self.scale)
         self._flat_samples = self._saved = 0
-        generator, discriminator, outermost = self.optimizers
-
-        def train_step(fixed_global: bool, batch: Batch) -> Losses:
-            optimizer = outermost if fixed_global else generator
-            return model.train_step(batch, optimizer, discriminator, fixed_global=fixed_global)
-
         # Sides are fixed before running where all pictures have the same: which way is taken to convolve must depend on the
         # data alone, not on what came first, or a resumed run would differ in the last bit.
         spec = batch_spec(split.rgb, None, *(found[0] if len(found) == 1 else (None, None)))
-        self._steps = [tf.function(partial(train_step, fixed), input_signature=[spec]) for fixed in (False, True)]
+        strategy = tf.distribute.get_strategy()
+        self._stepper = Stepper(model, self.optimizers, self.scale, strategy, turns=self.deal.turns, spec=spec)
         self._reconstruct = tf.function(model.reconstruct)  # Traced for each size, for the same reason.
 
-    def batches(self, start: int) -> Iterator[tuple[int, int, Batch]]:
-        """(step, epoch, batch) from the step after `start` to the last; steps and epochs count from 1."""
-        chosen, per_epoch = self.settings.train, self.schedule.steps_per_epoch
+    def portions(self, start: int) -> Iterator[tuple[int, int, list[list[Portion]]]]:
+        """(step, epoch, portions by turn and replica) from the step after `start` to the last; both count from 1."""
+        chosen, per_epoch, width = self.settings.train, self.schedule.steps_per_epoch, len(self.deal.own)
         batches = training_batches(
             self.split,
-            batch_size=chosen.batch_size,
+            deal=self.deal,
             seed=chosen.seed,
             epochs=range(start // per_epoch + 1, self.schedule.epochs + 1),
             flip=chosen.flip,
             crop=parse_size(chosen.crop) if chosen.crop else None,
             skip=start % per_epoch,
         )
-        for step, batch in enumerate(batches, start=start + 1):
-            yield step, (step - 1) // per_epoch + 1, Batch(*batch)
+        for step in range(start + 1, self.schedule.steps + 1):
+            shares = self.deal.shares((step - 1) % per_epoch, len(self.split))
+            hands = [Portion(Batch(*next(batches)), share) for share in shares]
+            yield step, (step - 1) // per_epoch + 1, [hands[n : n + width] for n in range(0, len(hands), width)]
 
-    def step(self, batch: Batch, epoch: int) -> dict[str, float]:
-        """Train on one batch, as the epoch's phase has it, and return its losses by name.
+    def step(self, turns: Sequence[Sequence[Portion]], epoch: int) -> dict[str, float]:
+        """Train on one step's portions, as the epoch's phase has it, and return its losses by name.
 
         Raises `P2PHDError` naming the first loss that is no number, or the gradients, with the weights as they were.
         """
         try:
-            losses: Losses = self._steps[epoch <= self.settings.train.fixed_global_epochs](batch)
+            losses = self._stepper(turns, fixed_global=epoch <= self.settings.train.fixed_global_epochs)
         except tf.errors.InvalidArgumentError:
-            losses = self.model.losses(batch)
-            for name, value in losses._asdict().items():
-                if not np.isfinite(value):
-                    raise P2PHDError(f"{name} is {float(value)}") from None
-            raise P2PHDError("the losses' gradients are too large for numbers") from None
+            raise P2PHDError(self._what_is_no_number(turns)) from None
         return {name: float(value) for name, value in losses._asdict().items()}
+
+    def _what_is_no_number(self, turns: Sequence[Sequence[Portion]]) -> str:
+        for portion in (portion for portions in turns for portion in portions if portion.share):
+            for name, value in self.model.losses(portion.batch)._asdict().items():
+                if not np.isfinite(value):
+                    return f"{name} is {float(value)}"
+        skipped = "" if self.scale is None else ", unscaled too, step after step"
+        return f"the losses' gradients are too large for numbers{skipped}"
 
     def fit(self, run: Run, start: int) -> None:
         """Train from the step after `start` to the end; raises `Interrupted` once the user's wish to stop is met.
@@ -218,15 +223,15 @@ class Trainer:
         saved_at = time.monotonic()
         if not start:
             _tried(0, self.sample, run, 0)
-        for step, epoch, batch in self.batches(start):
+        for step, epoch, turns in self.portions(start):
             began = time.perf_counter()
             self._set_rate(epoch)
             with self._naming_examples(step):
-                losses = self.step(batch, epoch)
-            display.update(step, epoch, losses, len(batch.photo))
+                losses = self.step(turns, epoch)
+            display.update(step, epoch, losses, len(self.stems(step)), self._scaling())
             if step % chosen.log_every == 0 or step in (1, last):
                 line = {"step": step, "epoch": epoch, **losses, "learning_rate": learning_rate(chosen, epoch)}
-                _tried(step, run.log, line | {"seconds": round(time.perf_counter() - began, 4)})
+                _tried(step, run.log, line | self._scaling() | {"seconds": round(time.perf_counter() - began, 4)})
                 _tried(step, _summarise, summaries, step, losses)
             if step % chosen.sample_every == 0 or step == last:
                 _tried(step, self.sample, run, step)
@@ -239,6 +244,12 @@ class Trainer:
             if stopping:
                 break
         return step
+
+    def _scaling(self) -> dict[str, float]:
+        """The loss scale and how many steps it skipped, where there is one."""
+        if self.scale is None:
+            return {}
+        return {"loss_scale": float(self.scale.value.numpy()), "skipped": int(self.scale.skipped.numpy())}
 
     def _set_rate(self, epoch: int) -> None:
         for optimizer in filter(None, self.optimizers):
@@ -262,9 +273,9 @@ class Trainer:
     def stems(self, step: int) -> list[str]:
         """The examples that a step sees."""
         chosen, per_epoch = self.settings.train, self.schedule.steps_per_epoch
-        epoch, place = (step - 1) // per_epoch + 1, (step - 1) % per_epoch * chosen.batch_size
+        epoch, place = (step - 1) // per_epoch + 1, (step - 1) % per_epoch * self.deal.step_size
         order = plan_epoch(len(self.split), chosen.seed, epoch, flip=chosen.flip).record
-        return [self.split.entries[number].stem for number in order[place : place + chosen.batch_size]]
+        return [self.split.entries[number].stem for number in order[place : place + self.deal.step_size]]
 
     def save(self, run: Run, step: int, planned: bool) -> None:
         """Write a checkpoint to go on from, and the model for later verbs.
@@ -309,16 +320,17 @@ class Trainer:
             height, width = (side // multiple * multiple for side in example.instance.shape)
             label, instance, photo = (a[:height, :width] for a in (example.label, example.instance, example.photo))
             batch = Batch(label[None], instance[None], photo[None].astype(np.float32) / 127.5 - 1)
-            fake = self._reconstruct(Batch(*map(tf.constant, batch)))[0].numpy()
+            with self.model.averaged():
+                fake = self._reconstruct(Batch(*map(tf.constant, batch)))[0].numpy()
             yield Sample(label, instance, fake, batch.photo[0])
 
     def measure(self, steps: int = 3) -> float:
         """Median seconds per step over a few real ones, after one for the graph. Changes the weights."""
         seconds: list[float] = []
         while len(seconds) <= steps:
-            for _, epoch, batch in self.batches(0):
+            for _, epoch, turns in self.portions(0):
                 began = time.perf_counter()
-                self.step(batch, epoch)
+                self.step(turns, epoch)
                 seconds.append(time.perf_counter() - began)
                 if len(seconds) > steps:
                     break

@@ -21,7 +21,7 @@ FLOORS = [
     {"__main__"},
     {"cli"},
     {"options", "pipeline"},
-    {"training", "painting", "coarse_to_fine"},
+    {"training", "stepping", "painting", "coarse_to_fine"},
     {"features", "runs", "images", "perceptual_weights", "reference"},
     {"model", "data"},
     {"console", "engine", "boundary", "sealed", "settings"},

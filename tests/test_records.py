@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pix2pixhd_cli.data.batches import plan_epoch, training_batches
+from pix2pixhd_cli.data.batches import Deal, plan_epoch, training_batches
 from pix2pixhd_cli.data.dataset import read_example, read_spec
 from pix2pixhd_cli.data.records import PackedSplit, read_pack_spec
 from pix2pixhd_cli.pipeline.pack import pack
@@ -73,12 +73,16 @@ def test_packing_again_replaces_and_gives_the_same_bytes(dataset: Path, tmp_path
     assert {p.name: p.read_bytes() for p in (tmp_path / "packed").iterdir()} == first
 
 
+DEALT = ("batch_size", "turns", "replicas", "own")
+
+
 def epoch(split: PackedSplit, number: int, **options: object) -> list[tuple[np.ndarray, ...]]:
     return epochs(split, range(number, number + 1), **options)
 
 
 def epochs(split: PackedSplit, wanted: range, **options: object) -> list[tuple[np.ndarray, ...]]:
-    arguments: dict[str, Any] = {"batch_size": 4, "seed": 3, "flip": False, **options}
+    deal = Deal(**{"batch_size": 4, **{name: options.pop(name) for name in DEALT if name in options}})  # type: ignore[arg-type]
+    arguments: dict[str, Any] = {"deal": deal, "seed": 3, "flip": False, **options}
     return [tuple(map(np.asarray, batch)) for batch in training_batches(split, epochs=wanted, **arguments)]
 
 
@@ -101,6 +105,27 @@ def test_every_example_comes_once_an_epoch(packed: Path) -> None:
         assert [len(photo) for _, _, photo in batches] == [4, 2]
         seen = [np.rint((p + 1) * 127.5).astype(np.uint8).tobytes() for _, _, photo in batches for p in photo]
         assert len(seen) == 6 and set(seen) == photos
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "turns", "replicas"), [(1, 1, 2), (2, 1, 2), (1, 2, 2), (2, 1, 4), (1, 4, 1), (5, 1, 2), (4, 2, 2)]
+)
+def test_every_example_is_dealt_once_to_one_replica(packed: Path, batch_size: int, turns: int, replicas: int) -> None:
+    split, dealt = PackedSplit(packed, "train"), {"batch_size": batch_size, "turns": turns, "replicas": replicas}
+    whole = [photo for _, _, photo in epoch(split, 1, batch_size=1)]
+    steps = -(-len(split) // (batch_size * turns * replicas))
+    found: dict[tuple[int, int, int], np.ndarray] = {}
+    for own in range(replicas):
+        batches = epoch(split, 1, own=(own,), **dealt)
+        deal = Deal(own=(own,), **dealt)
+        shares = [share for step in range(steps) for share in deal.shares(step, len(split))]
+        assert len(batches) == len(shares) == steps * turns
+        for place, ((_, _, photo), share) in enumerate(zip(batches, shares, strict=True)):
+            assert len(photo) > 0 and len(photo) <= batch_size
+            found[(*divmod(place, turns), own)] = photo if share else photo[:0]
+    for step in range(steps):
+        assert sum(sum(Deal(own=(n,), **dealt).shares(step, len(split))) for n in range(replicas)) == pytest.approx(1)
+    np.testing.assert_array_equal(np.concatenate([found[key] for key in sorted(found)]), np.concatenate(whole))
 
 
 def test_the_order_is_a_function_of_seed_and_epoch() -> None:

@@ -495,11 +495,12 @@ def test_resuming_where_nothing_is_starts_anew(p2phd: Command, packed: Path, tmp
 def test_a_loss_that_is_no_number_stops_before_it_does_harm(
     packed: Path, begun: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Trainer.batches
+    original = Trainer.portions
 
     def poisoned(self: Trainer, start: int) -> Iterator[tuple[int, int, object]]:
-        for step, epoch, batch in original(self, start):
-            yield step, epoch, batch._replace(photo=batch.photo * np.nan) if step == 6 else batch
+        for step, epoch, [[portion]] in original(self, start):
+            batch = portion.batch._replace(photo=portion.batch.photo * np.nan) if step == 6 else portion.batch
+            yield step, epoch, [[portion._replace(batch=batch)]]
 
     kept: dict[str, Any] = {}
 
@@ -509,7 +510,7 @@ def test_a_loss_that_is_no_number_stops_before_it_does_harm(
         return step(self, *arguments)  # type: ignore[arg-type]
 
     step = Trainer.step
-    monkeypatch.setattr(Trainer, "batches", poisoned)
+    monkeypatch.setattr(Trainer, "portions", poisoned)
     monkeypatch.setattr(Trainer, "step", remember)
     with pytest.raises(P2PHDError, match=r"step 6: g_\w+ is nan, on \w+, \w+; the checkpoint of step 4 is kept"):
         train(packed, begun, load_settings(run=begun, resume=True), resume=True)

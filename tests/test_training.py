@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pix2pixhd_cli.data.batches import Deal
 from pix2pixhd_cli.errors import Interrupted, P2PHDError
 from pix2pixhd_cli.pipeline.train import train
 from pix2pixhd_cli.settings import Settings, TrainSettings, load_settings
@@ -40,7 +41,8 @@ def test_learning_rate() -> None:
     settings = TrainSettings(epochs=3, decay_epochs=4, learning_rate=0.8)
     assert [learning_rate(settings, e) for e in range(1, 8)] == pytest.approx([0.8, 0.8, 0.8, 0.8, 0.6, 0.4, 0.2])
     assert learning_rate(TrainSettings(epochs=2, decay_epochs=0), 2) == 2e-4
-    assert Schedule(TrainSettings(epochs=3, decay_epochs=4, batch_size=4), 10).steps == 21
+    assert Schedule(TrainSettings(epochs=3, decay_epochs=4), 10, Deal(4)).steps == 21
+    assert Schedule(TrainSettings(epochs=3, decay_epochs=4), 10, Deal(1, turns=2, replicas=2)).steps == 21
 
 
 def test_what_a_run_holds(run: Path) -> None:

@@ -1,6 +1,7 @@
 """Batches for training: every example once an epoch, in an order that is a function of seed and epoch alone."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,18 +28,59 @@ def plan_epoch(records: int, seed: int, epoch: int, *, flip: bool) -> Plan:
     return Plan(order, flips & flip, rng.random((records, 2), np.float32))
 
 
+@dataclass(frozen=True)
+class Deal:
+    """How a step's examples are dealt out: `batch_size` to each of `replicas` in each of `turns`.
+
+    own: the replicas that work here, in order; only their examples are read. What is left for an epoch's last step may give some
+    of them fewer, or none.
+    """
+
+    batch_size: int
+    turns: int = 1
+    replicas: int = 1
+    own: tuple[int, ...] = (0,)
+
+    @property
+    def step_size(self) -> int:
+        """Examples in a step."""
+        return self.batch_size * self.turns * self.replicas
+
+    def steps(self, examples: int) -> int:
+        """Steps in an epoch."""
+        return -(-examples // self.step_size)
+
+    def shares(self, step: int, examples: int) -> list[float]:
+        """What each turn and own replica has of the examples of a step that counts from 0."""
+        left = examples - step * self.step_size
+        dealt = (np.arange(self.turns)[:, None] * self.replicas + self.own).ravel() * self.batch_size
+        counts = np.clip(left - dealt, 0, self.batch_size)
+        return (counts / min(self.step_size, left)).tolist()
+
+    def places(self, examples: int) -> tuple[NDArray[np.int64], int]:
+        """Of each turn and own replica of each step the examples, by their place in an epoch's order.
+
+        Where there are none, the last example stands once; the second number says how often.
+        """
+        hands = np.arange(self.steps(examples) * self.turns * self.replicas) * self.batch_size
+        own = hands.reshape(-1, self.replicas)[:, self.own].ravel()
+        places = (own[:, None] + np.arange(self.batch_size)).ravel()
+        idle = int((own >= examples).sum())
+        return np.append(places[places < examples], [examples - 1] * idle).astype(np.int64), idle
+
+
 def training_batches(
     split: PackedSplit,
     *,
-    batch_size: int,
+    deal: Deal,
     seed: int,
     epochs: range,
     flip: bool = True,
     crop: tuple[int, int] | None = None,
     skip: int = 0,
 ) -> Iterator[tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
-    """(label, instance, photo) of all `epochs` one after the other, without the first `skip` batches; an epoch's last batch
-    holds what is left.
+    """(label, instance, photo) of all `epochs` one after the other, without the first `skip` steps: a batch for each turn and own
+    replica of each step. In an epoch's last step they hold what is left, and where nothing is, the last example.
 
     label is int32 [B, H, W] (uint8 [B, H, W, 3] for RGB inputs), instance int32 [B, H, W], photo float32 [B, H, W, 3] in
     [-1, 1]. All maps of an example are flipped and cropped alike. Raises `P2PHDError` for a damaged record and `OSError` for a
@@ -47,9 +89,11 @@ def training_batches(
 
     def plan(epoch: NDArray[np.int64]) -> Plan:
         record, flips, crops = plan_epoch(len(split), seed, int(epoch), flip=flip)
-        start = skip * batch_size if epoch == epochs.start else 0
-        return Plan(record[start:], flips[start:], crops[start:])
+        rows = dealt[skip * per_step if epoch == epochs.start else 0 :]
+        return Plan(record[rows], flips[rows], crops[rows])
 
+    dealt, idle = deal.places(len(split))
+    per_step = deal.batch_size * deal.turns * len(deal.own)
     failures: list[Exception] = []  # TensorFlow tells of them in pages.
 
     def read(number: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.int32], bytes]:
@@ -75,7 +119,12 @@ def training_batches(
         rows = tf.numpy_function(plan, [epoch], (tf.int64, tf.bool, tf.float32), stateful=False)
         rows = [tf.ensure_shape(array, shape) for array, shape in zip(rows, ([None], [None], [None, 2]), strict=True)]
         examples = tf.data.Dataset.from_tensor_slices(tuple(rows))
-        return examples.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).batch(batch_size)
+        busy = examples.cardinality() - idle
+        batches = loaded(examples.take(busy)).batch(deal.batch_size)
+        return batches.concatenate(loaded(examples.skip(busy)).batch(1)) if idle else batches
+
+    def loaded(examples: tf.data.Dataset) -> tf.data.Dataset:
+        return examples.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
     try:
         yield from tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(of_epoch).prefetch(2)

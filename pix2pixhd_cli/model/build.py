@@ -4,14 +4,17 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import keras
+import tensorflow as tf
 
 from pix2pixhd_cli.model.discriminators import MultiscaleDiscriminator
 from pix2pixhd_cli.model.encoder import InstanceEncoder
 from pix2pixhd_cli.model.generators import GlobalGenerator, LocalEnhancer
-from pix2pixhd_cli.model.optimizers import Adam
+from pix2pixhd_cli.model.optimizers import Adam, LossScale
 from pix2pixhd_cli.model.perceptual import Vgg
 from pix2pixhd_cli.model.pix2pixhd import Pix2PixHD
 from pix2pixhd_cli.settings import DiscriminatorSettings, GeneratorSettings, Settings
+
+COMPUTING = {"float32": tf.float32, "mixed_float16": tf.float16, "mixed_bfloat16": tf.bfloat16}
 
 
 def build_model(
@@ -49,6 +52,8 @@ def build_model(
         perceptual=settings.loss.perceptual or 0.0,
         reconstruction=settings.loss.reconstruction,
         recompute=training and settings.train.recompute,
+        computing=COMPUTING[settings.train.precision],
+        average=settings.train.ema if training else 0.0,
     )
 
 
@@ -83,6 +88,11 @@ def build_optimizers(settings: Settings, model: Pix2PixHD) -> Optimizers:
         build(model.discriminator_variables),
         build(model.outermost_variables) if settings.train.fixed_global_epochs else None,
     )
+
+
+def build_loss_scale(settings: Settings) -> LossScale | None:
+    """What float16 needs, and no other precision."""
+    return LossScale() if settings.train.precision == "mixed_float16" else None
 
 
 def side_multiple(settings: Settings) -> int:

@@ -4,6 +4,8 @@ column, the others by TensorFlow's kernels.
 TensorFlow's kernels reorder a convolution's weights at every call, which for a residual block's 38 MB takes longer than the
 work itself on maps of its size. As matrix products the weights are read as they lie.
 
+In half precision, and on other devices, all of it is TensorFlow's.
+
 For the gradients no more is kept than the map before it was padded. The gradient of a wide kernel comes after its map's: the
 optimiser may then change the kernel where it lies, for nobody reads it any more; otherwise it copies it first.
 """
@@ -100,7 +102,7 @@ def _way(x: tf.Tensor, kernel: tf.Tensor, strides: int, padding: int, known: int
     """The fastest way for a map [B, H, W, C] that gets `padding` pixels around."""
     size, _, channels, filters = kernel.shape
     stock = _stock(strides, known)
-    if strides > 1 or not _on_cpu():
+    if strides > 1 or not _ours(x):
         return stock
     if size == 3 and channels * filters >= WIDE:
         return _products(x, padding)
@@ -108,14 +110,15 @@ def _way(x: tf.Tensor, kernel: tf.Tensor, strides: int, padding: int, known: int
     return stock._replace(convolve=narrow, same=partial(narrow, padding="SAME")) if few else stock
 
 
-def _on_cpu() -> bool:
-    return not tf.config.list_logical_devices("GPU")
+def _ours(x: tf.Tensor) -> bool:
+    """Whether the ways of this module are for a map: one of float32 on a CPU."""
+    return x.dtype == tf.float32 and not tf.config.list_logical_devices("GPU")
 
 
 def _has_pixels(x: tf.Tensor, count: int) -> bool:
-    """Whether a map on a CPU is known to be that large."""
+    """Whether a map that is ours is known to be that large."""
     height, width = x.shape[1:3]
-    return height is not None and width is not None and height * width >= count and _on_cpu()
+    return height is not None and width is not None and height * width >= count and _ours(x)
 
 
 def _side(x: tf.Tensor, axis: int) -> int | tf.Tensor:

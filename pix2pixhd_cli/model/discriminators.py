@@ -7,12 +7,12 @@ import keras
 import tensorflow as tf
 
 from pix2pixhd_cli.model.generators import build_in_turn
-from pix2pixhd_cli.model.layers import Convolution, Norm, halve
+from pix2pixhd_cli.model.layers import Block, Convolution, Norm, halve
 
 Maps = list[list[tf.Tensor]]  # over scales, finest first, and over layers
 
 
-class PatchDiscriminator(keras.layers.Layer):
+class PatchDiscriminator(Block):
     """D_k: a PatchGAN that returns all its feature maps, the last of them the logits.
 
     Args:

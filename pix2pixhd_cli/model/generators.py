@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from pix2pixhd_cli.model.layers import Convolution, Norm, ResidualBlock, Upsampling, halve, upsample
+from pix2pixhd_cli.model.layers import Block, Convolution, Norm, ResidualBlock, Upsampling, halve, upsample
 
 
 def trunk(
@@ -93,7 +93,7 @@ class GlobalGenerator(keras.Model):
         return in_turn([*self.trunk, self.head], x, known=known, recompute=self.recompute)
 
 
-class Enhancer(keras.layers.Layer):
+class Enhancer(Block):
     """One enhancer's own layers: it halves its input, adds the coarser network's feature map, and doubles the sum again.
 
     Args:

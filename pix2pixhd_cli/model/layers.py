@@ -26,6 +26,25 @@ ACTIVATIONS = {
 
 
 _blank = ContextVar("blank", default=False)
+_computing = ContextVar("computing", default=tf.float32)
+
+
+@contextmanager
+def computing_in(dtype: tf.DType) -> Iterator[None]:
+    """Networks called within, and their gradients, convolve and keep their maps in float16 or bfloat16.
+
+    Weights, statistics of normalisations, and what a network hands out at its end stay float32.
+    """
+    token = _computing.set(dtype)
+    try:
+        yield
+    finally:
+        _computing.reset(token)
+
+
+def _cast(x: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """A tensor or a variable in another type; what has it already stays what it is."""
+    return x if x.dtype == dtype else tf.cast(x, dtype)
 
 
 @contextmanager
@@ -49,7 +68,14 @@ def bias_initializer(fan_in: int) -> keras.initializers.Initializer:
     return keras.initializers.RandomUniform(-bound, bound)
 
 
-class InstanceNorm(keras.layers.Layer):
+class Block(keras.layers.Layer):
+    """A layer that takes maps as they are; Keras would make float32 of them."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(autocast=False, **kwargs)
+
+
+class InstanceNorm(Block):
     """Instance normalisation without scale, offset or running statistics: biased variance, epsilon 1e-5.
 
     [B, H, W, C] -> [B, H, W, C], each channel of each picture with mean 0 and variance 1, then activated.
@@ -79,27 +105,32 @@ def _spatial_variance(centred: tf.Tensor) -> tf.Tensor:
 
 
 def _normalise(x: tf.Tensor, activation: Activation | None) -> tf.Tensor:
-    """Zero mean and unit variance, and the activation, with the gradient in closed form: one map is kept for both."""
+    """Zero mean and unit variance, and the activation, with the gradient in closed form: one map is kept for both.
+
+    The map is of x's type, and all sums are made in float32.
+    """
 
     @tf.custom_gradient
     def normalise(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-        centred = x - _spatial_mean(x)
+        exact = _cast(x, tf.float32)
+        centred = exact - _spatial_mean(exact)
         scale = tf.math.rsqrt(_spatial_variance(centred) + 1e-5)
-        y = centred * scale
+        kept = _cast(centred * scale, x.dtype)
 
         def gradient(dy: tf.Tensor) -> tf.Tensor:
+            dy, y = _cast(dy, tf.float32), _cast(kept, tf.float32)
             if activation == "relu":
                 dy = tf.raw_ops.ReluGrad(gradients=dy, features=y)
             elif activation == "leaky_relu":
                 dy = tf.raw_ops.LeakyReluGrad(gradients=dy, features=y, alpha=SLOPE)
-            return scale * (dy - _spatial_mean(dy) - y * _spatial_mean(dy * y))
+            return _cast(scale * (dy - _spatial_mean(dy) - y * _spatial_mean(dy * y)), x.dtype)
 
-        return ACTIVATIONS[activation](y), gradient
+        return ACTIVATIONS[activation](kept), gradient
 
     return normalise(x)
 
 
-class BatchNorm(keras.layers.Layer):
+class BatchNorm(Block):
     """Batch normalisation by the batch's own statistics, in training and in painting, as the reference's code uses it.
 
     [B, H, W, C] -> [B, H, W, C]; the scale starts at N(1, 0.02), the offset at 0; epsilon 1e-5.
@@ -118,10 +149,11 @@ class BatchNorm(keras.layers.Layer):
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """Normalise over batch, height and width, and activate."""
-        centred = x - tf.reduce_mean(_spatial_mean(x), 0, keepdims=True)
+        exact = _cast(x, tf.float32)
+        centred = exact - tf.reduce_mean(_spatial_mean(exact), 0, keepdims=True)
         variance = tf.reduce_mean(_spatial_mean(tf.square(centred)), 0, keepdims=True)
         y = centred * tf.math.rsqrt(variance + 1e-5) * self.scale + self.offset
-        return ACTIVATIONS[self.activation](y)
+        return _cast(ACTIVATIONS[self.activation](y), x.dtype)
 
 
 def normalisation(norm: Norm, activation: Activation | None) -> keras.layers.Layer:
@@ -129,7 +161,7 @@ def normalisation(norm: Norm, activation: Activation | None) -> keras.layers.Lay
     return InstanceNorm(activation) if norm == "instance" else BatchNorm(activation)
 
 
-class Convolution(keras.layers.Layer):
+class Convolution(Block):
     """Pad, convolve, normalise, activate.
 
     Args:
@@ -180,19 +212,23 @@ class Convolution(keras.layers.Layer):
 
     def call(self, x: tf.Tensor, known: int = 0) -> tf.Tensor:
         """[B, H, W, C] -> [B, (H + 2 padding - kernel_size) // strides + 1, …, filters]; `known` first channels are data."""
+        dtype = _computing.get()
         x = convolve(
-            x,
-            self.convolution.kernel.value,
+            _cast(x, dtype),
+            _cast(self.convolution.kernel.value, dtype),
             strides=self.strides,
             padding=self.padding,
             reflect=self.reflect,
             known=known,
         )
-        x = tf.nn.bias_add(x, self.convolution.bias.value)
-        return ACTIVATIONS[self.activation](x) if self.norm is None else self.norm(x)
+        x = tf.nn.bias_add(x, _cast(self.convolution.bias.value, dtype))
+        if self.norm is not None:
+            return self.norm(x)
+        ends = self.activation in ("tanh", None)  # A picture, features, or logits.
+        return ACTIVATIONS[self.activation](_cast(x, tf.float32) if ends else x)
 
 
-class Upsample(keras.layers.Layer):
+class Upsample(Block):
     """Transposed 3x3 convolution with stride 2, normalisation, ReLU: [B, H, W, C] -> [B, 2H, 2W, filters]."""
 
     def __init__(self, filters: int, *, norm: Norm = "instance", **kwargs: Any) -> None:
@@ -214,8 +250,9 @@ class Upsample(keras.layers.Layer):
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """Double, then normalise."""
-        x = transposed_convolve(x, self.convolution.kernel.value)
-        return self.norm(tf.nn.bias_add(x, self.convolution.bias.value))
+        dtype = _computing.get()
+        x = transposed_convolve(_cast(x, dtype), _cast(self.convolution.kernel.value, dtype))
+        return self.norm(tf.nn.bias_add(x, _cast(self.convolution.bias.value, dtype)))
 
 
 class ResizeUpsample(Convolution):
@@ -237,7 +274,7 @@ def upsample(filters: int, upsampling: Upsampling, norm: Norm) -> keras.layers.L
     return Upsample(filters, norm=norm) if upsampling == "transposed" else ResizeUpsample(filters, norm=norm)
 
 
-class ResidualBlock(keras.layers.Layer):
+class ResidualBlock(Block):
     """x + two reflection-padded 3x3 convolutions, with no activation after the sum."""
 
     def __init__(self, filters: int, *, norm: Norm = "instance", **kwargs: Any) -> None:

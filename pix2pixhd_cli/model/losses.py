@@ -48,12 +48,12 @@ def mean_distance(fake: tf.Tensor, photo: tf.Tensor) -> tf.Tensor:
 
 
 def distance_and_gradient(fake: tf.Tensor, photo: tf.Tensor) -> tuple[tf.Tensor, DistanceGradient]:
-    """The mean distance and its gradient: from the scalar's to `fake`'s, and none for the photo."""
-    difference = fake - photo
+    """The mean distance, float32, and its gradient: from the scalar's to `fake`'s, and none for the photo."""
+    difference = tf.cast(fake, tf.float32) - tf.cast(photo, tf.float32)
     sign = tf.cast(tf.sign(difference), tf.int8)
 
     def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, None]:
-        return tf.cast(sign, dy.dtype) * (dy / tf.cast(tf.size(sign), dy.dtype)), None
+        return tf.cast(tf.cast(sign, dy.dtype) * (dy / tf.cast(tf.size(sign), dy.dtype)), fake.dtype), None
 
     return tf.reduce_mean(tf.abs(difference)), gradient
 

@@ -1,6 +1,7 @@
 """The networks together: how a picture is made, and one training step."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, NamedTuple
 
 import keras
@@ -10,7 +11,9 @@ from pix2pixhd_cli.model.conditioning import condition, condition_picture
 from pix2pixhd_cli.model.discriminators import Maps, MultiscaleDiscriminator
 from pix2pixhd_cli.model.encoder import InstanceEncoder, pool_instances
 from pix2pixhd_cli.model.generators import GlobalGenerator, LocalEnhancer
+from pix2pixhd_cli.model.layers import computing_in
 from pix2pixhd_cli.model.losses import adversarial_loss, feature_matching_loss, reconstruction_loss
+from pix2pixhd_cli.model.optimizers import Average
 from pix2pixhd_cli.model.perceptual import Vgg, perceptual_loss
 from pix2pixhd_cli.model.pool import FakePool
 
@@ -39,6 +42,24 @@ class Losses(NamedTuple):
     d_fake: tf.Tensor
 
 
+class Gradients(NamedTuple):
+    """What a batch says: its losses, and gradients of all that G's loss trains and of all that D's does."""
+
+    losses: Losses
+    generator: list[tf.Tensor]
+    discriminator: list[tf.Tensor]
+
+
+class _WayBack(NamedTuple):
+    """The way from the losses to the fake, with what it takes to go on to G's weights."""
+
+    losses: Losses
+    painting: tf.GradientTape
+    fake: tf.Tensor
+    fake_gradient: tf.Tensor
+    discriminator_gradients: list[tf.Tensor]
+
+
 class Pix2PixHD:
     """Generator, encoder and discriminator, built and ready.
 
@@ -56,6 +77,8 @@ class Pix2PixHD:
         vgg, perceptual: the network and the weight of the perceptual loss; off without the network.
         reconstruction: weight of the reconstruction loss, 0 = off.
         recompute: in training, keep less for the gradients, work it out again, and do one thing after the other.
+        computing: the type in which training convolves: float32, float16 or bfloat16.
+        average: keep an average of G's weights that forgets all but this share of itself a step, 0 = off.
     """
 
     def __init__(
@@ -75,6 +98,8 @@ class Pix2PixHD:
         perceptual: float = 0.0,
         reconstruction: float = 0.0,
         recompute: bool = False,
+        computing: tf.DType = tf.float32,
+        average: float = 0.0,
     ) -> None:
         self.generator = generator
         self.encoder = encoder
@@ -91,6 +116,7 @@ class Pix2PixHD:
         self.perceptual = perceptual
         self.reconstruction = reconstruction
         self.recompute = recompute
+        self.computing = computing
         for part in (generator, encoder, discriminator, vgg):
             if part is not None:
                 part.recompute = recompute
@@ -101,6 +127,7 @@ class Pix2PixHD:
             encoder.build((None, None, None, 3))
         if discriminator is not None:
             discriminator.build((None, None, None, condition_channels + generator.channels))
+        self.average = Average(generator.weights, average) if average else None
 
     def add_pool(self, size: int, height: int, width: int, seed: int) -> None:
         """Show D fakes from a history of `size` pairs of height x width."""
@@ -178,9 +205,26 @@ class Pix2PixHD:
         return maps
 
     def losses(self, batch: Batch) -> Losses:
-        """All losses of a batch."""
+        """All losses of a batch, as training finds them."""
         conditioning = self.condition(batch)
-        return self._losses(batch, conditioning, self._paint(batch, conditioning))
+        with computing_in(self.computing):
+            return self._losses(batch, conditioning, self._paint(batch, conditioning))
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Work with the average of G's weights within, if there is one."""
+        if self.average is None:
+            yield
+            return
+        weights = [variable.value for variable in self.generator.weights]
+        kept = [weight.numpy() for weight in weights]
+        for weight, value in zip(weights, self.average.values, strict=True):
+            weight.assign(value)
+        try:
+            yield
+        finally:
+            for weight, value in zip(weights, kept, strict=True):
+                weight.assign(value)
 
     def _paint(self, batch: Batch, conditioning: tf.Tensor) -> tf.Tensor:
         return self.generate(conditioning, self.encode(batch) if self.encoder is not None else None)
@@ -222,6 +266,34 @@ class Pix2PixHD:
         `fixed_global` updates the outermost enhancer's own layers only. Raises `tf.errors.InvalidArgumentError`, having updated
         nothing, if a loss, D's gradients or the fake's are no numbers.
         """
+        with computing_in(self.computing):
+            back = self._go_back(batch)
+            # Squares, because Adam squares. The generator's gradients come after this, so that each is used up at once: checked
+            # too, they would all have to be kept.
+            squares = sum_of_squares([back.fake_gradient, *back.discriminator_gradients])
+            with tf.control_dependencies(
+                [tf.debugging.check_numerics(tf.add_n(back.losses) + squares, "a loss or gradient")]
+            ):
+                trained = self.trained_variables(fixed_global)
+                generator_optimizer.apply(self._generator_gradients(back, fixed_global), trained)
+                discriminator_optimizer.apply(back.discriminator_gradients, self.discriminator_variables)
+        if self.average is not None:
+            self.average.follow()
+        return back.losses
+
+    def gradients(self, batch: Batch, factor: tf.Tensor, *, fixed_global: bool = False) -> Gradients:
+        """The losses of a batch, and their gradients times `factor`; nothing is updated, and nothing is checked."""
+        with computing_in(self.computing):
+            back = self._go_back(batch, factor)
+            generator_gradients = self._generator_gradients(back, fixed_global)
+        return Gradients(back.losses, generator_gradients, back.discriminator_gradients)
+
+    def trained_variables(self, fixed_global: bool) -> list[keras.Variable]:
+        """What G's loss trains now."""
+        return self.outermost_variables if fixed_global else self.generator_variables
+
+    def _go_back(self, batch: Batch, factor: tf.Tensor | None = None) -> _WayBack:
+        """The losses, and D's and the fake's gradients times `factor`, if there is one."""
         conditioning = self.condition(batch)
         with tf.GradientTape() as painting:
             fake = self._paint(batch, conditioning)
@@ -231,19 +303,20 @@ class Pix2PixHD:
             losses = self._losses(batch, conditioning, fake)
             by_discriminator = losses.g_gan + losses.g_feat + losses.g_rec
             discriminator_loss = 0.5 * (losses.d_real + losses.d_fake)
-        generator_variables = self.outermost_variables if fixed_global else self.generator_variables
-        discriminator_variables = self.discriminator_variables
-        of_fake = [judging.gradient(losses.g_vgg, fake)] if self.vgg is not None else []
+        discriminator_variables = [variable.value for variable in self.discriminator_variables]
+        of_fake = [judging.gradient(losses.g_vgg, fake, factor)] if self.vgg is not None else []
         with self._after(of_fake):
-            of_fake.append(judging.gradient(by_discriminator, fake))
+            of_fake.append(judging.gradient(by_discriminator, fake, factor))
         with self._after(of_fake):
-            discriminator_gradients = judging.gradient(discriminator_loss, [v.value for v in discriminator_variables])
-        fake_gradient = tf.add_n(of_fake)
-        # Squares, because Adam squares. The generator's gradients come after this, so that each is used up at once: checked too,
-        # they would all have to be kept.
-        squares = tf.add_n([tf.nn.l2_loss(gradient) for gradient in (fake_gradient, *discriminator_gradients)])
-        with tf.control_dependencies([tf.debugging.check_numerics(tf.add_n(losses) + squares, "a loss or gradient")]):
-            generator_gradients = painting.gradient(fake, [v.value for v in generator_variables], fake_gradient)
-            generator_optimizer.apply(generator_gradients, generator_variables)
-            discriminator_optimizer.apply(discriminator_gradients, discriminator_variables)
-        return losses
+            of_discriminator = judging.gradient(discriminator_loss, discriminator_variables, factor)
+        return _WayBack(losses, painting, fake, tf.add_n(of_fake), of_discriminator)
+
+    def _generator_gradients(self, back: _WayBack, fixed_global: bool) -> list[tf.Tensor]:
+        variables = [variable.value for variable in self.trained_variables(fixed_global)]
+        found: list[tf.Tensor] = back.painting.gradient(back.fake, variables, back.fake_gradient)
+        return found
+
+
+def sum_of_squares(tensors: list[tf.Tensor]) -> tf.Tensor:
+    """Half of it: no number if one of the tensors holds what is none, or what is too large."""
+    return tf.add_n([tf.nn.l2_loss(tensor) for tensor in tensors])

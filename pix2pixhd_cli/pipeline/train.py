@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from pix2pixhd_cli import console, engine
 from pix2pixhd_cli.coarse_to_fine import resolve_encoder, start_from
+from pix2pixhd_cli.data.batches import Deal
 from pix2pixhd_cli.data.records import PackedSplit
 from pix2pixhd_cli.errors import P2PHDError, SettingsError
 from pix2pixhd_cli.model.build import build_model, side_multiple, smallest_side
@@ -113,6 +114,8 @@ def _build(
         if resuming and init_step != folder.sources().init_step:
             raise P2PHDError(f"{init_from}: was trained on since {folder.folder} started from it; start a new run")
     trainer = Trainer(model, split, chosen)
+    if resuming:
+        _check_step_size(folder, trainer.deal)
     _describe(model, trainer)
     sources = Sources(
         packed=split.packed.resolve(),
@@ -121,8 +124,19 @@ def _build(
         init_step=init_step,
         perceptual={"file": vgg.name, "sha256": vgg.sha256} if vgg is not None else None,
         threads=engine.threads(),
+        step_size=trainer.deal.step_size,
     )
     return trainer, sources
+
+
+def _check_step_size(folder: Run, deal: Deal) -> None:
+    """A run may go on with its steps divided otherwise, but each must see as many examples as before."""
+    before = folder.sources().step_size
+    if before not in (None, deal.step_size):
+        raise SettingsError(
+            f"{folder.folder}: was trained with {before} examples a step; --batch-size {deal.batch_size}, --accumulate "
+            f"{deal.turns} and {deal.replicas} devices make {deal.step_size}: choose --accumulate to make as many"
+        )
 
 
 def _tell_threads(folder: Run) -> None:
@@ -283,7 +297,7 @@ def _describe(model: Pix2PixHD, trainer: Trainer) -> None:
     memory = estimate_memory(model, chosen.batch_size, height, width)
     console.info(f"device: {', '.join(devices) or 'CPU'}; a step will take roughly {console.size(memory)} of memory")
     console.info(
-        f"data: {schedule.examples} examples, trained at {height}x{width}, batch size {chosen.batch_size}: "
+        f"data: {schedule.examples} examples, trained at {height}x{width}, {trainer.deal.step_size} in a step: "
         f"{schedule.epochs} epochs of {schedule.steps_per_epoch} steps, {schedule.steps} in all"
     )
 

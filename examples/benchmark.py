@@ -87,6 +87,7 @@ def step(arguments: argparse.Namespace, folder: Path) -> Iterator[float]:
     packed = _pack(arguments, folder, arguments.batch * (arguments.runs + 1))
     engine.start()
     from pix2pixhd_cli.data.records import PackedSplit
+    from pix2pixhd_cli.devices import gather_team
     from pix2pixhd_cli.model.build import build_model
     from pix2pixhd_cli.perceptual_weights import load_vgg
     from pix2pixhd_cli.training import Trainer
@@ -96,7 +97,7 @@ def step(arguments: argparse.Namespace, folder: Path) -> Iterator[float]:
     source = settings.train.perceptual_weights
     vgg = (load_vgg(source).vgg if source else _random_vgg(arguments.seed)) if arguments.vgg else None
     model = build_model(settings, labels=LABELS, ignored=(255,), training=True, vgg=vgg)
-    trainer = Trainer(model, split, settings)
+    trainer = Trainer(model, split, settings, gather_team(settings.train.devices, settings.train.join_minutes))
     portions = trainer.portions(0)
 
     def one() -> None:

@@ -50,6 +50,12 @@ def _checked_size(text: str) -> str:
     return str(parse_size(text))
 
 
+def _checked_devices(text: str) -> str:
+    if text not in ("auto", "cpu") and not whole_number(text):
+        raise ValueError(f"{text!r} is not auto, cpu or a number of GPUs")
+    return text
+
+
 def _split_commas(value: object) -> object:
     """Environment variables hold lists as `1,2,3`, or as JSON where commas matter."""
     if not isinstance(value, str):
@@ -62,6 +68,7 @@ def _split_commas(value: object) -> object:
 MOST_PIXELS = 1 << 28  # 16,384 x 16,384.
 MOST_SIDE = 1 << 16
 MOST_EPOCHS = 1_000_000
+DevicesText = Annotated[str, AfterValidator(_checked_devices)]
 SizeText = Annotated[str, AfterValidator(_checked_size)]
 Ids = Annotated[tuple[Annotated[int, Field(ge=0, le=65535)], ...], NoDecode, BeforeValidator(_split_commas)]
 Strings = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)]
@@ -212,7 +219,7 @@ class TrainSettings(Section):
     fixed_global_epochs: int = Field(
         0, ge=0, description="Of those, first train the outermost local enhancer alone for so many epochs."
     )
-    batch_size: int = Field(1, ge=1, le=1 << 16, description="Examples per step.")
+    batch_size: int = Field(1, ge=1, le=1 << 16, description="Examples per step, on each device.")
     accumulate: int = Field(
         1,
         ge=1,
@@ -236,6 +243,13 @@ class TrainSettings(Section):
         examples=["imagenet"],
         description="VGG for the perceptual loss: imagenet (Keras' download), a Keras .h5, a torchvision .pth, or an .npz.",
     )
+    devices: DevicesText = Field(
+        "auto",
+        examples=["4"],
+        description="auto takes all GPUs, or the CPU where there are none; cpu; or so many GPUs. Each gets --batch-size "
+        "examples a step. With TF_CONFIG in the environment, of every worker.",
+    )
+    join_minutes: float = Field(5, gt=0, description="Minutes to wait for the other workers of TF_CONFIG at the start.")
     recompute: bool = Field(
         False,
         description="Keep less for the gradients and work it out again: less memory, more time, the same losses.",
@@ -350,8 +364,8 @@ NETWORK_SECTIONS = ("generator", "discriminator", "encoder")
 # Settings of training and losses that a resumed training may change; it would not end where it would have with others.
 # The perceptual loss's file may move, as long as it is the same.
 CHANGEABLE = (
-    "epochs", "decay_epochs", "accumulate", "perceptual_weights", "recompute", "log_every", "sample_every", "checkpoint_every",
-    "checkpoint_minutes", "keep_checkpoints", "model", "tensorboard",
+    "epochs", "decay_epochs", "accumulate", "devices", "join_minutes", "perceptual_weights", "recompute", "log_every",
+    "sample_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "model", "tensorboard",
 )  # fmt: skip
 SAVED_SECTIONS = (*NETWORK_SECTIONS, "loss", "train", "cluster")
 

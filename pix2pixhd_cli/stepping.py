@@ -146,13 +146,16 @@ class Stepper:
             (outermost if fixed else generator, found.generator, self.model.trained_variables(fixed)),
             (discriminator, found.discriminator, self.model.discriminator_variables),
         )
-        for optimizer, gradients, variables in pairs:
-            assert optimizer is not None
-            if self.scale is not None:
-                gradients = [gradient / self.scale.value for gradient in gradients]
-            optimizer.apply(gradients, variables)
-        if self.model.average is not None:
-            self.model.average.follow()
+        with tf.control_dependencies(
+            found.discriminator
+        ):  # Nothing moves, nor counts, before all is known to be numbers.
+            for optimizer, gradients, variables in pairs:
+                assert optimizer is not None
+                if self.scale is not None:
+                    gradients = [gradient / self.scale.value for gradient in gradients]
+                optimizer.apply(gradients, variables)
+            if self.model.average is not None:
+                self.model.average.follow()
 
     def _here(self, value: tf.Tensor) -> tf.Tensor:
         """One of several replicas' equal values."""

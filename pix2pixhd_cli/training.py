@@ -21,6 +21,7 @@ from pix2pixhd_cli.console import TrainingDisplay
 from pix2pixhd_cli.data.batches import Deal, plan_epoch, training_batches
 from pix2pixhd_cli.data.pictures import write_picture
 from pix2pixhd_cli.data.records import PackedSplit
+from pix2pixhd_cli.devices import Team, WorkerLost, together
 from pix2pixhd_cli.errors import Interrupted, P2PHDError
 from pix2pixhd_cli.model.build import build_loss_scale, build_optimizers, side_multiple
 from pix2pixhd_cli.model.pix2pixhd import Batch, Pix2PixHD
@@ -131,16 +132,18 @@ def stopping_in_good_order(last_words: Callable[[], str]) -> Iterator[Stop]:
 
 
 class Trainer:
-    """A model with its optimisers and its data."""
+    """A model with its optimisers and its data, on the devices of a team under whose strategy the model was built."""
 
-    def __init__(self, model: Pix2PixHD, split: PackedSplit, settings: Settings) -> None:
+    def __init__(self, model: Pix2PixHD, split: PackedSplit, settings: Settings, team: Team) -> None:
         self.model = model
+        self.team = team
         self.split = split
         self.settings = settings
-        self.deal = Deal(settings.train.batch_size, settings.train.accumulate)
+        self.deal = Deal(settings.train.batch_size, settings.train.accumulate, team.replicas, team.own)
         self.schedule = Schedule(settings.train, len(split), self.deal)
-        self.optimizers = build_optimizers(settings, model)
-        self.scale = build_loss_scale(settings)
+        with team.strategy.scope():
+            self.optimizers = build_optimizers(settings, model)
+            self.scale = build_loss_scale(settings)
         if model.average is not None:
             model.average.start()
         found = trained_sizes(split, settings)
@@ -151,8 +154,7 @@ class Trainer:
         # Sides are fixed before running where all pictures have the same: which way is taken to convolve must depend on the
         # data alone, not on what came first, or a resumed run would differ in the last bit.
         spec = batch_spec(split.rgb, None, *(found[0] if len(found) == 1 else (None, None)))
-        strategy = tf.distribute.get_strategy()
-        self._stepper = Stepper(model, self.optimizers, self.scale, strategy, turns=self.deal.turns, spec=spec)
+        self._stepper = Stepper(model, self.optimizers, self.scale, team.strategy, turns=self.deal.turns, spec=spec)
         self._reconstruct = tf.function(model.reconstruct)  # Traced for each size, for the same reason.
 
     def portions(self, start: int) -> Iterator[tuple[int, int, list[list[Portion]]]]:
@@ -178,7 +180,8 @@ class Trainer:
         Raises `P2PHDError` naming the first loss that is no number, or the gradients, with the weights as they were.
         """
         try:
-            losses = self._stepper(turns, fixed_global=epoch <= self.settings.train.fixed_global_epochs)
+            with together():
+                losses = self._stepper(turns, fixed_global=epoch <= self.settings.train.fixed_global_epochs)
         except tf.errors.InvalidArgumentError:
             raise P2PHDError(self._what_is_no_number(turns)) from None
         return {name: float(value) for name, value in losses._asdict().items()}
@@ -188,6 +191,8 @@ class Trainer:
             for name, value in self.model.losses(portion.batch)._asdict().items():
                 if not np.isfinite(value):
                     return f"{name} is {float(value)}"
+        if self.team.workers > 1:
+            return "a loss or a gradient of a worker is no number"
         skipped = "" if self.scale is None else ", unscaled too, step after step"
         return f"the losses' gradients are too large for numbers{skipped}"
 
@@ -198,30 +203,35 @@ class Trainer:
         for a loss that is no number, and if the last save of all fails.
         """
         self._saved, steps = start, self.schedule.steps
-        run.start_metrics(start)
+        if self.team.is_chief:
+            run.start_metrics(start)
         going_on = shlex.join(["p2phd", "train", str(self.split.packed), str(run.folder), "--resume"])
 
         def last_words() -> str:
             return f"stopped at once; `{going_on}` goes on after step {self._saved}"
 
         with stopping_in_good_order(last_words) as stop, TrainingDisplay(steps, self.schedule.epochs, start) as display:
-            step = self._train_on(run, start, stop, display)
-        if self._saved < step:
+            step, stopped = self._train_on(run, start, stop, display)
+        self.team.anyone(False)  # Nobody leaves before the chief has saved.
+        if self._saved < step and self.team.is_chief:
             raise P2PHDError(
                 f"{run.folder}: steps {self._saved + 1} to {step} could not be saved; make room, and train them again with "
                 f"`{going_on}`"
             )
-        if stop.signal and step < steps:
+        if stopped and step < steps:
             raise Interrupted(
-                f"stopped and saved at step {step} of {steps}; go on with `{going_on}`", 128 + stop.signal
+                f"stopped and saved at step {step} of {steps}; go on with `{going_on}`",
+                128 + (stop.signal or signal.SIGTERM),
             )
 
-    def _train_on(self, run: Run, start: int, stop: Stop, display: TrainingDisplay) -> int:
-        """Train, log, sample and save until the end or until asked to stop; returns the last step."""
-        chosen, last, step = self.settings.train, self.schedule.steps, start
-        summaries = _summary_writer(run) if chosen.tensorboard else None
+    def _train_on(self, run: Run, start: int, stop: Stop, display: TrainingDisplay) -> tuple[int, bool]:
+        """Train, log, sample and save until the end or until a worker is asked to stop; returns the last step, and whether one
+        was.
+        """
+        chosen, step, stopping = self.settings.train, start, False
+        summaries = _summary_writer(run) if chosen.tensorboard and self.team.is_chief else None
         saved_at = time.monotonic()
-        if not start:
+        if not start and self.team.is_chief:
             _tried(0, self.sample, run, 0)
         for step, epoch, turns in self.portions(start):
             began = time.perf_counter()
@@ -229,21 +239,36 @@ class Trainer:
             with self._naming_examples(step):
                 losses = self.step(turns, epoch)
             display.update(step, epoch, losses, len(self.stems(step)), self._scaling())
-            if step % chosen.log_every == 0 or step in (1, last):
-                line = {"step": step, "epoch": epoch, **losses, "learning_rate": learning_rate(chosen, epoch)}
-                _tried(step, run.log, line | self._scaling() | {"seconds": round(time.perf_counter() - began, 4)})
-                _tried(step, _summarise, summaries, step, losses)
-            if step % chosen.sample_every == 0 or step == last:
-                _tried(step, self.sample, run, step)
-            late = chosen.checkpoint_minutes and time.monotonic() - saved_at >= 60 * chosen.checkpoint_minutes
-            planned, stopping = step % chosen.checkpoint_every == 0 or step == last, bool(stop.signal)
-            if planned or late or stopping:
-                with self._naming_examples(step):
-                    self._saved = step if _tried(step, self.save, run, step, planned) else self._saved
-                saved_at = time.monotonic()
+            stopping = self.team.anyone(bool(stop.signal))
+            if self.team.is_chief:
+                self._log(run, summaries, step, epoch, losses, time.perf_counter() - began)
+                late = chosen.checkpoint_minutes and time.monotonic() - saved_at >= 60 * chosen.checkpoint_minutes
+                planned = step % chosen.checkpoint_every == 0 or step == self.schedule.steps
+                if planned or late or stopping:
+                    with self._naming_examples(step):
+                        self._saved = step if _tried(step, self.save, run, step, planned) else self._saved
+                    saved_at = time.monotonic()
             if stopping:
                 break
-        return step
+        return step, stopping
+
+    def _log(
+        self,
+        run: Run,
+        summaries: tf.summary.SummaryWriter | None,
+        step: int,
+        epoch: int,
+        losses: dict[str, float],
+        seconds: float,
+    ) -> None:
+        """Write a line and a sample, if it is time."""
+        chosen, last = self.settings.train, self.schedule.steps
+        if step % chosen.log_every == 0 or step in (1, last):
+            line = {"step": step, "epoch": epoch, **losses, "learning_rate": learning_rate(chosen, epoch)}
+            _tried(step, run.log, line | self._scaling() | {"seconds": round(seconds, 4)})
+            _tried(step, _summarise, summaries, step, losses)
+        if step % chosen.sample_every == 0 or step == last:
+            _tried(step, self.sample, run, step)
 
     def _scaling(self) -> dict[str, float]:
         """The loss scale and how many steps it skipped, where there is one."""
@@ -260,10 +285,12 @@ class Trainer:
         """What makes no numbers ends the training, with the step and the examples named."""
         try:
             yield
+        except WorkerLost:
+            raise
         except P2PHDError as error:
             advice = "Look at these examples, or train a new run with a smaller --learning-rate"
-            kept = "nothing was saved yet"
-            if self._saved:
+            kept = "nothing was saved yet" if self.team.is_chief else "the chief says what was saved"
+            if self._saved and self.team.is_chief:
                 kept, advice = (
                     f"the checkpoint of step {self._saved} is kept",
                     f"{advice}, from this one with --init-from",

@@ -23,7 +23,7 @@ FLOORS = [
     {"options", "pipeline"},
     {"training", "stepping", "painting", "coarse_to_fine"},
     {"features", "runs", "images", "perceptual_weights", "reference"},
-    {"model", "data"},
+    {"model", "data", "devices"},
     {"console", "engine", "boundary", "sealed", "settings"},
     {"errors", "__init__"},
 ]
@@ -105,7 +105,7 @@ def test_the_file_map_names_every_file_with_a_phrase() -> None:
     files = {
         str(path.relative_to(ROOT)) for path in MODULES if path.stem != "__init__" or path.read_text().count("\n") > 5
     }
-    files |= {str(path.relative_to(ROOT)) for path in (ROOT / "examples").iterdir() if path.is_file()}
+    files |= {str(path.relative_to(ROOT)) for path in (ROOT / "examples").rglob("*.*") if path.suffix != ".pyc"}
     assert set(mapped) == files
     assert all(len(phrase.split()) > 2 for phrase in mapped.values())
 

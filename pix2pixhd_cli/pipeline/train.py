@@ -1,13 +1,14 @@
 """`p2phd train`: packed shards become a run with trained networks."""
 
+import hashlib
+from contextlib import nullcontext
 from pathlib import Path
 
-import tensorflow as tf
-
-from pix2pixhd_cli import console, engine
+from pix2pixhd_cli import __version__, console, engine
 from pix2pixhd_cli.coarse_to_fine import resolve_encoder, start_from
 from pix2pixhd_cli.data.batches import Deal
 from pix2pixhd_cli.data.records import PackedSplit
+from pix2pixhd_cli.devices import Team, gather_team
 from pix2pixhd_cli.errors import P2PHDError, SettingsError
 from pix2pixhd_cli.model.build import build_model, side_multiple, smallest_side
 from pix2pixhd_cli.model.pix2pixhd import Pix2PixHD
@@ -44,33 +45,34 @@ def train(
     chosen = settings or (load_settings(run=run, resume=True) if going_on else Settings())
     split = PackedSplit(packed, chosen.train.split)
     _check_run(Run(run), split, resume)
+    team = gather_team(chosen.train.devices, chosen.train.join_minutes)
+    if team.replicas > 1:
+        console.info(f"{team.role}, {team.replicas} devices in all")
     if dry_run:
-        trainer, _ = _build(Run(run), split, chosen, init_from, resuming=going_on)
+        trainer, _ = _build(Run(run), split, chosen, init_from, going_on, team)
         _estimate_time(trainer)
         return
-    with Run(run).lock():
-        _train(Run(run), split, chosen, init_from, resume)
+    with Run(run).lock() if team.is_chief else nullcontext():
+        if team.is_chief:
+            _check_run(Run(run), split, resume)
+            going_on = Run(run).exists
+        if resume and not going_on:
+            console.warn(f"{run}: there is nothing to go on from; starting anew, with the settings given now")
+        _train(Run(run), split, chosen, init_from, going_on, team)
 
 
-def _train(folder: Run, split: PackedSplit, settings: Settings, init_from: Path | None, resume: bool) -> None:
-    """Train in a folder that is ours alone."""
-    _check_run(folder, split, resume)
-    resuming = folder.exists
-    if resume and not resuming:
-        console.warn(f"{folder.folder}: there is nothing to go on from; starting anew, with the settings given now")
+def _train(
+    folder: Run, split: PackedSplit, settings: Settings, init_from: Path | None, resuming: bool, team: Team
+) -> None:
+    """Train in a folder that is the team's alone; the chief reads and writes its checkpoints."""
     if resuming:
         init_from = _start_of(folder, init_from)
-    trainer, sources = _build(folder, split, settings, init_from, resuming)
-    chosen, start = trainer.settings, 0
-    if resuming:
-        start = folder.restore_checkpoint(trainer.state)
-        folder.prune(chosen.train.keep_checkpoints)
-        if start and folder.choose_model(trainer.model, chosen.train.model):
-            folder.restore_checkpoint(trainer.state)
-        _tell_threads(folder)
-        _record_changes(folder, split, chosen, start)
-    else:
-        folder.create(chosen, split.spec.dataset, sources)
+    trainer, sources = _build(folder, split, settings, init_from, resuming, team)
+    start = 0
+    if team.is_chief:
+        start = _enter(folder, trainer, sources, resuming)
+    start = team.first(start)
+    team.share(variable for variables in trainer.state.values() for variable in variables)
     if start >= trainer.schedule.steps:
         console.info(f"{folder.folder} is trained already, to step {start}; more --epochs would go on")
         return
@@ -78,6 +80,21 @@ def _train(folder: Run, split: PackedSplit, settings: Settings, init_from: Path 
         console.info(f"going on after step {start} of {trainer.schedule.steps}")
     trainer.fit(folder, start)
     console.info(f"trained {folder.folder}; samples lie in {folder.folder / 'samples'}")
+
+
+def _enter(folder: Run, trainer: Trainer, sources: Sources, resuming: bool) -> int:
+    """Begin a run, or restore its newest checkpoint; returns the step after which to go on."""
+    chosen = trainer.settings
+    if not resuming:
+        folder.create(chosen, trainer.split.spec.dataset, sources)
+        return 0
+    start = folder.restore_checkpoint(trainer.state)
+    folder.prune(chosen.train.keep_checkpoints)
+    if start and folder.choose_model(trainer.model, chosen.train.model):
+        folder.restore_checkpoint(trainer.state)
+    _tell_threads(folder)
+    _record_changes(folder, trainer.split, chosen, start)
+    return start
 
 
 def _start_of(folder: Run, asked: Path | None) -> Path | None:
@@ -89,11 +106,12 @@ def _start_of(folder: Run, asked: Path | None) -> Path | None:
 
 
 def _build(
-    folder: Run, split: PackedSplit, settings: Settings, init_from: Path | None, resuming: bool
+    folder: Run, split: PackedSplit, settings: Settings, init_from: Path | None, resuming: bool, team: Team
 ) -> tuple[Trainer, Sources]:
-    """Check that everything fits, and build the networks; also returns what they were made from."""
+    """Check that everything fits, and build the networks on the team's devices; also returns what they were made from."""
     chosen = _resolve_encoder(settings, split, init_from)
-    chosen, vgg = _resolve_perceptual(chosen)
+    with team.strategy.scope():
+        chosen, vgg = _resolve_perceptual(chosen)
     if resuming and (folder.sources().perceptual or {}).get("sha256") != (vgg and vgg.sha256):
         raise SettingsError(
             f"{folder.folder}: was trained with another perceptual loss than --perceptual-weights now gives"
@@ -103,17 +121,19 @@ def _build(
         folder.check_sizes(chosen, *trained_sizes(split, chosen)[0])
     _check_phases(chosen, started=init_from is not None or resuming, rgb=split.rgb)
     _check_data(split, chosen)
+    _check_team(split, chosen, team)
     _check_tensorboard(chosen)
     engine.make_deterministic(chosen.train.seed)
     spec = split.spec.dataset
-    model = build_model(chosen, labels=spec.labels, ignored=spec.ignored, training=True, vgg=vgg and vgg.vgg)
+    with team.strategy.scope():
+        model = build_model(chosen, labels=spec.labels, ignored=spec.ignored, training=True, vgg=vgg and vgg.vgg)
     init_step = None
     if init_from is not None:
         _check_start(Run(init_from), split)
         init_step = start_from(model, chosen, init_from)
         if resuming and init_step != folder.sources().init_step:
             raise P2PHDError(f"{init_from}: was trained on since {folder.folder} started from it; start a new run")
-    trainer = Trainer(model, split, chosen)
+    trainer = Trainer(model, split, chosen, team)
     if resuming:
         _check_step_size(folder, trainer.deal)
     _describe(model, trainer)
@@ -126,7 +146,16 @@ def _build(
         threads=engine.threads(),
         step_size=trainer.deal.step_size,
     )
+    _agree(team, chosen, sources, resuming)
     return trainer, sources
+
+
+def _agree(team: Team, settings: Settings, sources: Sources, resuming: bool) -> None:
+    """Let no worker train with other settings or other data than the chief; paths and threads are its own affair."""
+    chosen = settings.model_dump_json(exclude={"train": {"perceptual_weights", "join_minutes"}})
+    made_from = sources.model_dump_json(include={"examples", "init_step", "perceptual", "step_size"})
+    whole = f"{__version__} {chosen} {made_from} {len(team.devices)} {resuming}"
+    team.check_agreement(hashlib.sha256(whole.encode()).digest())
 
 
 def _check_step_size(folder: Run, deal: Deal) -> None:
@@ -255,6 +284,16 @@ def _check_data(split: PackedSplit, settings: Settings) -> None:
             )
 
 
+def _check_team(split: PackedSplit, settings: Settings, team: Team) -> None:
+    """Refuse what several devices cannot share."""
+    if team.replicas > 1 and settings.train.pool_size:
+        raise SettingsError("--pool-size: a history of fakes is kept on one device; leave it out, or use --devices 1")
+    if team.replicas > 1 and len(trained_sizes(split, settings)) > 1:
+        raise P2PHDError(
+            f"{split.packed}: several devices need pictures of one size; use --crop, prepare them with --size, or --devices 1"
+        )
+
+
 def _check_tensorboard(settings: Settings) -> None:
     if settings.train.tensorboard:
         try:
@@ -291,11 +330,12 @@ def _describe(model: Pix2PixHD, trainer: Trainer) -> None:
     rows = [(name, network.count_params()) for name, network in model.networks.items()]
     console.table("Networks", ["network", "parameters"], [*rows, ("all", sum(count for _, count in rows))])
     _describe_phases(model, trainer.settings.train)
-    devices = [device.name.removeprefix("/physical_device:") for device in tf.config.list_physical_devices("GPU")]
     schedule, chosen = trainer.schedule, trainer.settings.train
     height, width = max(trained_sizes(trainer.split, trainer.settings), key=lambda size: size[0] * size[1])
     memory = estimate_memory(model, chosen.batch_size, height, width)
-    console.info(f"device: {', '.join(devices) or 'CPU'}; a step will take roughly {console.size(memory)} of memory")
+    console.info(
+        f"device: {', '.join(trainer.team.devices)}; a step will take roughly {console.size(memory)} of memory"
+    )
     console.info(
         f"data: {schedule.examples} examples, trained at {height}x{width}, {trainer.deal.step_size} in a step: "
         f"{schedule.epochs} epochs of {schedule.steps_per_epoch} steps, {schedule.steps} in all"

@@ -1,0 +1,344 @@
+"""Several devices and several workers: the same training, and clear words when something is missing."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pix2pixhd_cli.devices import Cluster, gather_team, read_cluster
+from pix2pixhd_cli.errors import SettingsError
+from pix2pixhd_cli.pipeline.train import train
+from pix2pixhd_cli.settings import load_settings, save_settings
+from tests.conftest import Command
+from tests.test_equality import same_training, settings
+from tests.test_training import arrays, metrics, same_run
+
+ROOT = Path(__file__).parents[1]
+CLUSTER = ROOT / "examples" / "cluster"
+sys.path.insert(0, str(CLUSTER))
+
+from local import free_addresses, start  # noqa: E402
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "TF_NUM_INTRAOP_THREADS": "1"}
+NETWORKS: dict[str, dict[str, object]] = {
+    "generator": {"filters": 4, "downsamplings": 2, "blocks": 1},
+    "discriminator": {"filters": 4, "layers": 2, "scales": 2},
+    "encoder": {"filters": 4, "downsamplings": 2},
+    "loss": {"reconstruction": 1.0},
+}
+TRAINED: dict[str, object] = {"decay_epochs": 0, "sample_every": 100, "log_every": 1}
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+
+
+# Several devices.
+
+ON_TWO: dict[str, dict[str, object]] = {
+    "two": {"batch_size": 1, "epochs": 7},
+    "twice two": {"batch_size": 1, "accumulate": 2, "epochs": 2},
+    "odd": {"batch_size": 2, "epochs": 2, "ema": 0.9},  # Of six examples, four to a step: the last holds two, one idle.
+    "half": {"batch_size": 1, "epochs": 2, "precision": "mixed_float16"},
+    "pool": {"batch_size": 1, "epochs": 1, "pool_size": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def on_two(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("devices")
+    asked = {
+        name: {**NETWORKS, "train": {**TRAINED, "devices": "2", "checkpoint_every": 100, **chosen}}
+        for name, chosen in ON_TWO.items()
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.on_devices", "2", packed, folder],
+        input=json.dumps(asked), env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True,
+    )  # fmt: skip
+    return folder, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen"),
+    [
+        ("two", {"batch_size": 2, "epochs": 7}),
+        ("twice two", {"batch_size": 4, "epochs": 2}),
+        ("odd", {"batch_size": 4, "epochs": 2, "ema": 0.9}),
+        ("half", {"batch_size": 2, "epochs": 2, "precision": "mixed_float16"}),
+    ],
+)
+def test_two_devices_are_one_with_a_larger_batch(
+    packed: Path, on_two: tuple[Path, str], tmp_path: Path, name: str, chosen: dict[str, object]
+) -> None:
+    train(packed, tmp_path / "run", settings(**chosen))
+    if name != "half":
+        same_training(on_two[0] / name, tmp_path / "run", packed)
+        return
+    ours, theirs = metrics(on_two[0] / name), metrics(tmp_path / "run")
+    assert [line["g_feat"] for line in ours] == pytest.approx([line["g_feat"] for line in theirs], rel=2e-2)
+    assert "loss_scale" in ours[-1]
+
+
+def test_devices_are_shown_and_a_pool_is_refused(on_two: tuple[Path, str]) -> None:
+    assert "2 devices in all" in on_two[1] and "device: CPU:0, CPU:1" in on_two[1]
+    assert "--pool-size: a history of fakes is kept on one device" in on_two[1]
+
+
+def test_a_run_goes_on_with_other_devices(packed: Path, on_two: tuple[Path, str]) -> None:
+    run = on_two[0] / "two"
+    with pytest.raises(SettingsError, match="trained with 2 examples a step"):
+        train(packed, run, settings(batch_size=1, epochs=8), resume=True)
+    train(packed, run, settings(batch_size=1, accumulate=2, epochs=8), resume=True)
+    assert metrics(run)[-1]["step"] == 24
+    assert load_settings(run=run).train.devices == "auto"
+
+
+def test_devices_that_are_not_there_are_refused(p2phd: Command, packed: Path, tmp_path: Path) -> None:
+    outcome = p2phd("train", packed, tmp_path / "run", "--devices", 3)
+    assert (outcome.code, outcome.err) == (2, "error: --devices 3: there are no GPUs here\n")
+    outcome = p2phd("train", packed, tmp_path / "run", "--devices", "gpu")
+    assert outcome.code == 2 and "'gpu' is not auto, cpu or a number of GPUs" in outcome.err
+    assert not (tmp_path / "run").exists()
+    assert gather_team("cpu", 1).devices == ("CPU:0",)
+
+
+# Several workers.
+
+
+class Workers:
+    """Two workers that train, with what they say."""
+
+    def __init__(self, packed: Path, run: Path, *flags: object, second: tuple[object, ...] = ()) -> None:
+        config = run.with_name("settings.toml")
+        config.write_text(toml({**NETWORKS, "train": {**TRAINED, "batch_size": 1, "epochs": 7, "checkpoint_every": 2}}))
+        command = [sys.executable, "-m", "pix2pixhd_cli", "train", packed, run, "--config", config, *flags]
+        addresses = free_addresses(2)
+        commands = [[str(word) for word in (*command, *more)] for more in ((), second)]
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("PYTHONPATH", "TF_NUM_INTRAOP_THREADS"):
+                patch.setenv(name, ENVIRONMENT[name])
+            self.processes = [start(commands[n], addresses, n) for n in range(2)]
+
+    def wait(self, seconds: float = 120) -> list[tuple[int, str]]:
+        """Each one's exit code and what it printed."""
+        found = []
+        for process in self.processes:
+            said = process.communicate(timeout=seconds)[0]
+            found.append((process.returncode, said))
+        return found
+
+
+def toml(sections: dict[str, dict[str, object]]) -> str:
+    lines = []
+    for name, values in sections.items():
+        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
+    return "\n".join(lines)
+
+
+@pytest.fixture
+def stopping() -> Iterator[list[Workers]]:
+    """Workers that no test may leave behind."""
+    started: list[Workers] = []
+    yield started
+    for workers in started:
+        for process in workers.processes:
+            process.kill()
+
+
+def wait_for_step(run: Path, step: int, workers: Workers) -> None:
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoints" / f"step-{step:08d}").exists():
+        if time.monotonic() > deadline or workers.processes[0].poll() is not None:
+            pytest.fail(f"step {step} was not reached: {workers.wait()}")
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def by_two(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[int, str]]]:
+    run = tmp_path_factory.mktemp("workers") / "run"
+    return run, Workers(packed, run).wait()
+
+
+def test_two_workers_are_one_with_a_larger_batch(
+    packed: Path, by_two: tuple[Path, list[tuple[int, str]]], tmp_path: Path
+) -> None:
+    run, said = by_two
+    assert [code for code, _ in said] == [0, 0], said
+    assert "worker 1 of 2, the chief, with 1 device, 2 devices in all" in said[0][1]
+    assert "worker 2 of 2 with 1 device" in said[1][1]
+    train(packed, tmp_path / "run", settings(batch_size=2, epochs=7))
+    same_training(run, tmp_path / "run", packed)
+
+
+def test_workers_that_are_stopped_or_killed_end_where_they_would_have(
+    packed: Path, by_two: tuple[Path, list[tuple[int, str]]], tmp_path: Path, stopping: list[Workers]
+) -> None:
+    run = tmp_path / "run"
+
+    def begin(*flags: object) -> Workers:
+        stopping.append(Workers(packed, run, *flags))
+        return stopping[-1]
+
+    workers = begin()
+    wait_for_step(run, 4, workers)
+    workers.processes[1].send_signal(signal.SIGTERM)
+    for code, said in workers.wait():
+        assert code == 143 and re.search(r"stopped and saved at step \d+ of 21; go on with", said), said
+    for step, victim in ((8, 1), (14, 0)):
+        workers = begin("--resume")
+        wait_for_step(run, step, workers)
+        workers.processes[victim].kill()
+        struck = time.monotonic()
+        code, said = workers.wait(60)[1 - victim]
+        assert code == 1 and "error: another worker stopped or cannot be reached" in said, said
+        assert "Traceback" not in said and time.monotonic() - struck < 60
+    assert [code for code, _ in begin("--resume").wait()] == [0, 0]
+    assert metrics(run) == metrics(by_two[0])
+    ours, theirs = arrays(run), arrays(by_two[0])
+    assert ours["model/weights.npz"] == theirs["model/weights.npz"]
+    assert ours["checkpoints/step-00000021/training.npz"] == theirs["checkpoints/step-00000021/training.npz"]
+    same = {name for name in ours if name in theirs}
+    assert all(ours[name] == theirs[name] for name in same)
+
+
+def test_workers_that_disagree_are_refused(packed: Path, tmp_path: Path, stopping: list[Workers]) -> None:
+    stopping.append(Workers(packed, tmp_path / "run", second=("--seed", 1)))
+    for code, said in stopping[-1].wait():
+        assert code == 1 and "error: the workers do not agree" in said, said
+    assert not (tmp_path / "run" / "settings.json").exists()
+
+
+def test_workers_that_do_not_come_are_named(
+    p2phd: Command, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, nowhere = free_addresses(2)
+    for number, expected in ((0, f"no worker came from {nowhere}"), (1, f"the chief at {here} cannot be reached")):
+        addresses = [here, nowhere]
+        task = {"type": "worker", "index": number}
+        monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": {"worker": addresses}, "task": task}))
+        outcome = p2phd("train", packed, tmp_path / "run", "--join-minutes", 0.02)
+        assert outcome.code == 1 and f"error: TF_CONFIG: {expected}" in outcome.err, outcome.err
+    monkeypatch.setenv(
+        "TF_CONFIG", json.dumps({"cluster": {"worker": ["192.0.2.1:1", "no.such.host.invalid:2"]}, "task": task})
+    )
+    outcome = p2phd("train", packed, tmp_path / "run", "--join-minutes", 0.02)
+    assert outcome.code == 1 and "no.such.host.invalid:2 cannot be used by this worker" in outcome.err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not of the form"),
+        ("[]", "is not of the form"),
+        ('{"cluster": {"worker": ["a:1"]}}', "is not of the form"),
+        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": "x"}}', "is not of the form"),
+        ('{"cluster": {"worker": ["a"]}, "task": {"type": "worker", "index": 0}}', "'a' is not HOST:PORT"),
+        (
+            '{"cluster": {"worker": ["a:1", "a:1"]}, "task": {"type": "worker", "index": 0}}',
+            "two workers have one address",
+        ),
+        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}', "there is no worker 1"),
+        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "chief", "index": 0}}', "there is no chief 0"),
+        ('{"cluster": {"worker": ["a:1"], "ps": ["b:1"]}, "task": {"type": "worker", "index": 0}}', "no use for ps"),
+    ],
+)
+def test_clusters_that_are_none(text: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=f"TF_CONFIG: .*{message}"):
+        read_cluster(text)
+
+
+def test_clusters() -> None:
+    assert read_cluster(None) is None and read_cluster("") is None
+    text = '{"cluster": {"chief": ["c:1"], "worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 1}}'
+    assert read_cluster(text) == Cluster(("c:1", "a:1", "b:2"), 2)
+
+
+def test_a_cluster_of_one_is_no_cluster(
+    packed: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TF_CONFIG", '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 0}}')
+    train(packed, tmp_path / "run", load_settings(run=run))
+    same_run(tmp_path / "run", run)
+    assert save_settings(load_settings(run=run)) == save_settings(load_settings(run=tmp_path / "run"))
+
+
+# Examples.
+
+
+def test_the_local_script_runs_two_workers(
+    packed: Path, by_two: tuple[Path, list[tuple[int, str]]], tmp_path: Path
+) -> None:
+    """As README has it."""
+    run, config = tmp_path / "run", by_two[0].with_name("settings.toml")
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "pix2pixhd_cli",
+        "train",
+        packed,
+        run,
+        "--config",
+        config,
+        "--epochs",
+        "2",
+    ]
+    done = subprocess.run(
+        [sys.executable, CLUSTER / "local.py", "2", *command],
+        env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "[0] worker 1 of 2" in done.stdout and "[1] worker 2 of 2" in done.stdout
+    assert metrics(run)[:6] == metrics(by_two[0])[:6]
+
+
+def stub(folder: Path, name: str, script: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/usr/bin/env bash\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+def test_the_slurm_script_names_every_worker_and_comes_back(tmp_path: Path) -> None:
+    stub(tmp_path / "bin", "scontrol", 'if [ "$1" = show ]; then echo a1; echo a2; else echo "$@"; fi')
+    stub(tmp_path / "bin", "srun", 'shift; for n in 0 1; do SLURM_PROCID=$n "$@" || code=$?; done; exit "${code:-0}"')
+    stub(tmp_path / "bin", "p2phd", 'echo "$TF_CONFIG|$*"; exit 143')
+    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "P2PHD_CLUSTER": str(CLUSTER)}
+    environment |= {"SLURM_JOB_NODELIST": "a[1-2]", "SLURM_JOB_ID": "77", "SLURM_SUBMIT_DIR": "/"}
+    done = subprocess.run(
+        ["bash", CLUSTER / "slurm.sh", "packed", "my run"], env=environment, capture_output=True, text=True, check=False
+    )
+    *workers, last = done.stdout.splitlines()
+    assert done.returncode == 143 and last == "requeue 77", done
+    for number, line in enumerate(workers):
+        text, _, arguments = line.partition("|")
+        assert read_cluster(text) == Cluster(("a1:2222", "a2:2222"), number)
+        assert arguments == "train packed my run --resume"
+    assert len(workers) == 2
+
+
+def test_the_kubernetes_job_names_every_worker(tmp_path: Path) -> None:
+    service, job = yaml.safe_load_all((CLUSTER / "kubernetes.yaml").read_text())
+    template = job["spec"]["template"]["spec"]
+    container = template["containers"][0]
+    assert service["metadata"]["name"] == template["subdomain"]
+    assert job["spec"]["completions"] == job["spec"]["parallelism"] == int(container["env"][0]["value"])
+    stub(tmp_path / "bin", "p2phd", 'echo "$TF_CONFIG"')
+    for number in range(2):
+        environment = {
+            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+            "WORKERS": "2",
+            "JOB_COMPLETION_INDEX": str(number),
+        }
+        done = subprocess.run(
+            [*container["command"], *container["args"]], env=environment, capture_output=True, text=True, check=True
+        )
+        assert read_cluster(done.stdout) == Cluster(("p2phd-0.p2phd:2222", "p2phd-1.p2phd:2222"), number)

@@ -3,7 +3,6 @@
 VGG16 and VGG19 are told apart by their layers, and each kind of file brings its own preprocessing.
 """
 
-import hashlib
 import math
 import os
 import re
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pix2pixhd_cli.data.arrays import DAMAGE, open_arrays
+from pix2pixhd_cli.data.files import checksum
 from pix2pixhd_cli.data.state_dicts import read_state_dict
 from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.model.perceptual import Vgg
@@ -53,8 +53,7 @@ def load_vgg(source: str) -> VggFile:
     biases = [array for array in arrays.values() if array.ndim == 1]
     _check(path, kernels, biases)
     vgg = Vgg(list(zip(kernels, biases, strict=True)), convolutions=len(kernels), caffe=caffe)
-    with path.open("rb") as file:
-        return VggFile(vgg, path.name, hashlib.file_digest(file, "sha256").hexdigest())
+    return VggFile(vgg, path.name, checksum(path))
 
 
 def _download() -> Path:

@@ -134,11 +134,11 @@ class Run:
             raise P2PHDError(f"{path}: is missing; bring it back from a copy") from None
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, *, shared: bool = False) -> Iterator[None]:
         """Keep other processes from writing here at the same time; the system opens the lock of one that died.
 
-        A folder that was made for it and holds nothing else afterwards is taken away again. Raises `P2PHDError` naming who writes
-        here already.
+        Those that share it, on one machine or many, keep only those from it that do not. A folder that was made for it and holds
+        nothing else afterwards is taken away again. Raises `P2PHDError` naming who writes here already.
         """
         made = not self.folder.exists()
         make_folder(self.folder)
@@ -146,8 +146,9 @@ class Run:
         path = self.folder / LOCK
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         try:
-            self._take(descriptor, path)
-            self._sweep()
+            self._take(descriptor, path, shared)
+            if not shared:
+                self._sweep()
             try:
                 yield
             finally:
@@ -165,10 +166,10 @@ class Run:
         for left in self.folder.glob("checkpoints/.step-*.partial"):
             shutil.rmtree(left, ignore_errors=True)
 
-    def _take(self, lock: int, path: Path) -> None:
+    def _take(self, lock: int, path: Path, shared: bool) -> None:
         """Lock the file that was opened at `path`, and write into it who did."""
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             who = os.pread(lock, 1000, 0).decode(errors="replace").strip() or "another process"
             raise P2PHDError(f"{self.folder}: {who} is writing here; wait for it, or name another run") from None
@@ -228,6 +229,11 @@ class Run:
         """The step after which the model was saved."""
         with open_arrays(self.model, "`p2phd train --resume` makes it anew") as file:
             return int(file.read("step", (), np.int64))
+
+    def model_mark(self) -> str:
+        """What tells the model from others: the step after which it was saved, and a digest of its weights."""
+        with open_arrays(self.model, "`p2phd train --resume` makes it anew") as file:
+            return f"step {int(file.read('step', (), np.int64))}, {file.digest}"
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first."""

@@ -41,6 +41,24 @@ def parse_size(text: str) -> Size:
     return Size(height, width)
 
 
+class Part(NamedTuple):
+    """One of the parts that a work is done in, counted from 1."""
+
+    number: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+
+def parse_part(text: str) -> Part:
+    """Read `I/N`, part I of N; raises `ValueError` otherwise."""
+    number, _, of = (whole_number(part) for part in text.partition("/"))
+    if not number or not of or number > of or of > MOST_PARTS:
+        raise ValueError(f"{text!r} is no part I/N, such as 2/5, with I from 1 to N and N up to {MOST_PARTS:,}")
+    return Part(number, of)
+
+
 def whole_number(text: str) -> int | None:
     """The number that a text of up to 18 digits is; None for any other text."""
     return int(text) if text.isdecimal() and len(text) <= 18 else None
@@ -56,6 +74,10 @@ def _checked_devices(text: str) -> str:
     return text
 
 
+def _checked_part(text: str) -> str:
+    return str(parse_part(text))
+
+
 def _split_commas(value: object) -> object:
     """Environment variables hold lists as `1,2,3`, or as JSON where commas matter."""
     if not isinstance(value, str):
@@ -68,8 +90,10 @@ def _split_commas(value: object) -> object:
 MOST_PIXELS = 1 << 28  # 16,384 x 16,384.
 MOST_SIDE = 1 << 16
 MOST_EPOCHS = 1_000_000
+MOST_PARTS = 99_999
 DevicesText = Annotated[str, AfterValidator(_checked_devices)]
 SizeText = Annotated[str, AfterValidator(_checked_size)]
+PartText = Annotated[str, AfterValidator(_checked_part)]
 Ids = Annotated[tuple[Annotated[int, Field(ge=0, le=65535)], ...], NoDecode, BeforeValidator(_split_commas)]
 Strings = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)]
 
@@ -78,6 +102,17 @@ class Section(BaseModel):
     """A frozen group of settings that refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+# Who does how much of a work, and never what comes of it.
+WhichPart = Annotated[
+    PartText | None,
+    Field(
+        examples=["2/5"],
+        description="Do part I of N alone, as I/N, while others do the rest, anywhere on a shared folder; --merge comes last.",
+    ),
+]
+Merge = Annotated[bool, Field(description="Put the parts together, once all are done; they need the same settings.")]
 
 
 class PrepareSettings(Section):
@@ -128,6 +163,8 @@ class PrepareSettings(Section):
         description="Layout pairs: the folder of instance maps; instances, if there is one.",
     )
     max_pixels: int = Field(MOST_PIXELS, ge=1, description="Refuse larger pictures, before they are decoded.")
+    part: WhichPart = None
+    merge: Merge = False
 
 
 class PackSettings(Section):
@@ -137,6 +174,8 @@ class PackSettings(Section):
     shards: int | None = Field(
         None, examples=[8], ge=1, le=99_999, description="Shards per split; by default one for every 256 MiB."
     )
+    part: WhichPart = None
+    merge: Merge = False
 
 
 class GeneratorSettings(Section):
@@ -288,6 +327,8 @@ class EncodeSettings(Section):
     split: str | None = Field(
         None, examples=["train"], description="Split whose instances are encoded; the run's training split by default."
     )
+    part: WhichPart = None
+    merge: Merge = False
 
 
 class ClusterSettings(Section):
@@ -327,6 +368,11 @@ class GenerateSettings(Section):
     )
     ema: bool = Field(True, description="Paint with the averaged generator, if the run has one (train --ema).")
     max_pixels: int = Field(1 << 25, ge=1, description="Refuse larger pictures, before memory is taken for them.")
+    part: WhichPart = None
+    merge: Merge = False
+
+
+InParts = PrepareSettings | PackSettings | EncodeSettings | GenerateSettings
 
 
 class Settings(BaseSettings):

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -79,19 +80,18 @@ def staging_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def held(staging: Path) -> Iterator[Path]:
-    """Make a folder, unless it is there, and keep other processes from working in it; raises `P2PHDError` if one does."""
+def held(staging: Path, *, shared: bool = False) -> Iterator[Path]:
+    """Make a folder, unless it is there, and keep other processes from working in it; raises `P2PHDError` if one does.
+
+    Those that share it keep only those from it that do not.
+    """
     while True:
         make_folder(staging)
         refuse_links(staging, *staging.glob("*"), *staging.glob("*/*"))
         descriptor = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not take_lock(descriptor, shared=shared):
             os.close(descriptor)
-            raise P2PHDError(f"{staging}: another process is working here; wait for it") from None
-        except OSError:
-            pass  # A file system without locks.
+            raise P2PHDError(f"{staging}: another process is working here; wait for it")
         if staging.is_dir() and staging.stat().st_ino == os.fstat(descriptor).st_ino:
             break
         os.close(descriptor)  # It was renamed meanwhile.
@@ -99,6 +99,17 @@ def held(staging: Path) -> Iterator[Path]:
         yield staging
     finally:
         os.close(descriptor)
+
+
+def take_lock(descriptor: int, *, shared: bool = False) -> bool:
+    """Lock an open file or folder until it is closed; False if another process has. File systems without locks give them all."""
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def partial_folder(folder: Path) -> Path:
@@ -145,12 +156,21 @@ def remove(path: Path) -> None:
         sync(path.parent)
 
 
-def sweep(*folders: Path) -> None:
-    """Delete what processes that died were writing right in these folders."""
+def sweep(*folders: Path, alone: bool = False) -> None:
+    """Delete what processes that died were writing right in these folders; `alone` says that none is at work in them.
+
+    On a folder that machines share, the process of another one may seem to be dead, or to be one of ours.
+    """
     for path in (path for folder in folders for path in folder.glob(".*.partial")):
         writer = path.name.split(".")[-2]
-        if path.is_file() and writer.isdecimal() and not _is_alive(int(writer)):
+        if path.is_file() and writer.isdecimal() and (alone or not _is_alive(int(writer))):
             path.unlink(missing_ok=True)
+
+
+def checksum(path: Path) -> str:
+    """A file's SHA-256."""
+    with naming(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_alive(process: int) -> bool:

@@ -11,7 +11,7 @@ import io
 import math
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -24,7 +24,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
 
 from pix2pixhd_cli.data.dataset import DatasetSpec, Example, ExampleEntry
-from pix2pixhd_cli.data.files import PlainName
+from pix2pixhd_cli.data.files import PlainName, checksum
 from pix2pixhd_cli.errors import P2PHDError, check_regular, naming
 from pix2pixhd_cli.sealed import read_sealed
 
@@ -159,14 +159,20 @@ class PackedSplit:
         return len(self.places)
 
     def __iter__(self) -> Iterator[Example]:
-        """All examples in order; the next one is read while one is in use."""
+        """All examples in order."""
+        return self.examples(range(len(self)))
+
+    def examples(self, numbers: Sequence[int]) -> Iterator[Example]:
+        """The examples of these records; the next one is read while one is in use."""
         with ThreadPoolExecutor(1) as reader:
-            coming = reader.submit(self.example, 0)
-            for number in range(1, len(self) + 1):
-                example = coming.result()
-                if number < len(self):
-                    coming = reader.submit(self.example, number)
-                yield example
+            before = None
+            for number in numbers:
+                coming = reader.submit(self.example, number)
+                if before is not None:
+                    yield before.result()
+                before = coming
+            if before is not None:
+                yield before.result()
 
     @property
     def digest(self) -> str:
@@ -223,9 +229,8 @@ def _check_shard(path: Path, shard: Shard) -> None:
     check_regular(path)
     if path.stat().st_size != shard.bytes:
         raise P2PHDError(f"{path}: has {path.stat().st_size} bytes instead of {shard.bytes}; pack again")
-    with naming(path), path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-            raise P2PHDError(f"{path}: is damaged, its checksum is not the one in pack.json; pack again")
+    if checksum(path) != shard.sha256:
+        raise P2PHDError(f"{path}: is damaged, its checksum is not the one in pack.json; pack again")
 
 
 def _index(path: Path, shard: int, records: int) -> list[Place]:

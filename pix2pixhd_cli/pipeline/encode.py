@@ -1,5 +1,6 @@
 """`p2phd encode`: a feature code for every instance of the training split."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,30 +10,35 @@ from numpy.typing import NDArray
 
 from pix2pixhd_cli import console
 from pix2pixhd_cli.data.dataset import Example
+from pix2pixhd_cli.data.files import checksum
 from pix2pixhd_cli.data.labels import majority_classes, tally
+from pix2pixhd_cli.data.parts import Parts, share, which_part
 from pix2pixhd_cli.data.records import PackedSplit
 from pix2pixhd_cli.errors import P2PHDError
-from pix2pixhd_cli.features import FeatureCodes
+from pix2pixhd_cli.features import CODES, FeatureCodes
 from pix2pixhd_cli.model.encoder import InstanceCodes
 from pix2pixhd_cli.painting import Painter
 from pix2pixhd_cli.pipeline.train import check_photos
 from pix2pixhd_cli.runs import Run
-from pix2pixhd_cli.settings import Settings, load_settings
+from pix2pixhd_cli.settings import Part, Settings, load_settings
+
+PARTS = ".encode-parts"
 
 
 def encode(run: Path, packed: Path | None = None, settings: Settings | None = None) -> FeatureCodes:
     """Encode every instance of the split and write `run/features.npz`.
 
-    `packed` is what the run was trained on by default. Raises `P2PHDError` if the run has no encoder, or if the data's
-    classes are not the run's.
+    `packed` is what the run was trained on by default. With `--part`, that part's codes alone are made, and put by. Raises
+    `P2PHDError` if the run has no encoder, or if the data's classes are not the run's.
     """
     chosen = settings or load_settings(run=run)
-    with Run(run).lock():
-        return _encode(Run(run), packed, chosen)
+    part = which_part(chosen.encode)
+    with Run(run).lock(shared=part is not None):
+        return _encode(Run(run), packed, chosen, part)
 
 
-def _encode(folder: Run, packed: Path | None, chosen: Settings) -> FeatureCodes:
-    """Encode for a run that is ours alone."""
+def _encode(folder: Run, packed: Path | None, chosen: Settings, part: Part | None) -> FeatureCodes:
+    """Encode for a run that is ours alone, or shared with other parts."""
     run = folder.folder
     if not chosen.encoder.enabled:
         raise P2PHDError(
@@ -42,20 +48,54 @@ def _encode(folder: Run, packed: Path | None, chosen: Settings) -> FeatureCodes:
     split = PackedSplit(packed or folder.packed(), chosen.encode.split or chosen.train.split)
     folder.check_classes(split.spec.dataset, split.packed)
     check_photos(split)
-    parts = []
-    with console.progress("encoding", len(split)) as bar:
-        for example in split:
-            example = replace(example, instance=painter.regions(example.label, example.instance).astype(np.int32))
-            assert example.photo is not None
-            found = painter.encode(example.photo, example.instance)
-            if not np.isfinite(found.codes.numpy()).all():
-                raise P2PHDError(f"{run}: its encoder gives no finite codes; the training went wrong, train again")
-            parts.append(_describe(example, found))
-            bar.advance(bar.task_ids[0])
-    codes = _join(parts, split, folder.model_step())
-    codes.save(folder.features)
+    command = ("encode", run) if packed is None else ("encode", run, packed)
+    inputs = {"packed split": split.digest[:12], "model": folder.model_mark()}
+    parts = Parts(run / PARTS, command, chosen.encode, inputs)
+    if part is not None:
+        return _encode_part(painter, split, parts, part)
+    if chosen.encode.merge:
+        with parts.merging() as done:
+            files = [parts.find(part, name, made, parts.folder) for part, made in done for name in made]
+            codes = _join((vars(FeatureCodes.load(path)) for path in files), painter, split)
+            codes.save(folder.features)
+    else:
+        parts.forget()
+        codes = _encode_all(painter, split, range(len(split)))
+        codes.save(folder.features)
     console.info(f"encoded {len(codes.label)} instances of {len(split)} pictures into {folder.features}")
     return codes
+
+
+def _encode_part(painter: Painter, split: PackedSplit, parts: Parts, part: Part) -> FeatureCodes:
+    """Encode a part's examples into a file beside its record."""
+    path = parts.folder / f"{part.number}-of-{part.of}.npz"
+    with parts.working(part) as made:
+        codes = _encode_all(painter, split, share(range(len(split)), part))
+        codes.save(path)
+        made[path.name] = checksum(path)
+    console.info(parts.said(part))
+    return codes
+
+
+def _encode_all(painter: Painter, split: PackedSplit, numbers: Sequence[int]) -> FeatureCodes:
+    """The codes of these examples, one picture at a time."""
+    found = []
+    with console.progress("encoding", len(numbers)) as bar:
+        for example in split.examples(numbers):
+            found.append(_encode_one(painter, example))
+            bar.advance(bar.task_ids[0])
+    return _join(found, painter, split)
+
+
+def _encode_one(painter: Painter, example: Example) -> dict[str, NDArray[Any]]:
+    example = replace(example, instance=painter.regions(example.label, example.instance).astype(np.int32))
+    assert example.photo is not None
+    found = painter.encode(example.photo, example.instance)
+    if not np.isfinite(found.codes.numpy()).all():
+        raise P2PHDError(
+            f"{painter.run.folder}: its encoder gives no finite codes; the training went wrong, train again"
+        )
+    return _describe(example, found)
 
 
 def _describe(example: Example, found: InstanceCodes) -> dict[str, NDArray[Any]]:
@@ -79,11 +119,20 @@ def _describe(example: Example, found: InstanceCodes) -> dict[str, NDArray[Any]]
     }
 
 
-def _join(parts: list[dict[str, NDArray[Any]]], split: PackedSplit, step: int) -> FeatureCodes:
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+def _join(found: Iterable[dict[str, NDArray[Any]]], painter: Painter, split: PackedSplit) -> FeatureCodes:
+    """One after the other; of nothing, arrays of no rows."""
+    sides = {"C": painter.channels, "4": 4}
+    rows = {
+        name: [np.zeros([0, *(sides[letter] for letter in letters[1:])], dtype)]
+        for name, (dtype, letters) in CODES.items()
+        if letters[:1] == "N"
+    }
+    for one in found:
+        for name, arrays in rows.items():
+            arrays.append(one[name])
     return FeatureCodes(
-        **joined,
+        **{name: np.concatenate(arrays) for name, arrays in rows.items()},
         split=np.array(split.split),
         packed=np.array(str(split.packed.resolve())),
-        step=np.array(step, np.int64),
+        step=np.array(painter.run.model_step(), np.int64),
     )

@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from pix2pixhd_cli import console, images
 from pix2pixhd_cli.data import pictures
-from pix2pixhd_cli.data.dataset import map_path, read_example, read_spec, whole
-from pix2pixhd_cli.data.files import plain_name, sweep
+from pix2pixhd_cli.data.arrays import open_arrays
+from pix2pixhd_cli.data.dataset import map_path, photo_path, read_example, read_spec, whole
+from pix2pixhd_cli.data.files import checksum, plain_name, sweep
 from pix2pixhd_cli.data.labels import first_place
 from pix2pixhd_cli.data.layouts import PICTURES, stem_of
+from pix2pixhd_cli.data.parts import Parts, digest_of_files, share, which_part
 from pix2pixhd_cli.data.pictures import PictureError, write_picture
 from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.features import (
@@ -27,7 +29,9 @@ from pix2pixhd_cli.features import (
     unknown_class,
 )
 from pix2pixhd_cli.painting import Painter
-from pix2pixhd_cli.settings import GenerateSettings, Settings, load_settings
+from pix2pixhd_cli.settings import GenerateSettings, Part, Settings, load_settings
+
+PARTS = ".generate-parts"
 
 
 @dataclass(frozen=True)
@@ -47,33 +51,56 @@ def generate(run: Path, labels: Path, out: Path, settings: Settings | None = Non
         run: a trained run.
         labels: a prepared data set, a folder of label maps, or one label map.
         out: the folder to paint into; grids and strips go to folders of their own in it.
-        settings: section generate.
+        settings: section generate. With `--part`, that part's label maps alone are painted.
 
     Raises `P2PHDError` for anything the run or the label maps cannot give. For k and b free per instance, see
     `pix2pixhd_cli.painting.Painter`.
     """
     chosen = settings or load_settings(run=run)
+    part = which_part(chosen.generate)
     painter = Painter(run, chosen)
     styler, shown = _styler(painter, chosen.generate)
     scenes = _Scenes(painter, labels, chosen.generate, styler.needs_photo())
     if out.exists() and not out.is_dir():
         raise P2PHDError(f"{out}: is a file; name a folder for the pictures")
     _refuse_overwriting(scenes, out)
-    sweep(out, out / "grids", out / "strips")
-    written = []
-    with console.progress("painting", len(scenes)) as bar:
-        for scene in scenes:
-            written.append(_paint(painter, styler, scene, out, chosen.generate, shown))
-            bar.advance(bar.task_ids[0])
-    _warn(painter, styler)
-    if scenes.zeroed:
-        console.warn(f"ids {', '.join(map(str, sorted(scenes.zeroed)))} are no class of {run}: painted as unlabeled")
-    if styler.clusters is not None and styler.clusters.step != painter.run.model_step():
-        console.warn(
-            f"{run} was trained on since its styles were found; `p2phd encode` and `p2phd cluster` find them anew"
-        )
-    console.info(f"painted {len(written)} pictures into {out}")
-    return written
+    parts = Parts(out / PARTS, ("generate", run, labels, out), chosen.generate, _inputs(painter, scenes))
+    if chosen.generate.merge:
+        return _merge(scenes, out, parts)
+    if part is None:
+        parts.forget()
+        sweep(out, out / "grids", out / "strips")
+        _paint_all(painter, styler, scenes, out, chosen.generate, shown)
+    else:
+        scenes.keep(part)
+        with parts.working(part) as made:
+            for path in _paint_all(painter, styler, scenes, out, chosen.generate, shown):
+                made[str(path.relative_to(out))] = checksum(path)
+    _warn(painter, styler, scenes)
+    console.info(f"painted {len(scenes)} pictures into {out}")
+    if part is not None:
+        console.info(parts.said(part))
+    return scenes.targets(out)
+
+
+def _inputs(painter: Painter, scenes: "_Scenes") -> dict[str, str]:
+    """What parts must have in common beside the settings."""
+    styles = "none"
+    if painter.run.clusters.exists():
+        with open_arrays(painter.run.clusters) as file:
+            styles = file.digest
+    return {"model": painter.run.model_mark(), "set of styles": styles, "set of inputs": digest_of_files(scenes.inputs)}
+
+
+def _merge(scenes: "_Scenes", out: Path, parts: Parts) -> list[Path]:
+    """See to it that all pictures of all parts are there as they were painted."""
+    with parts.merging() as done:
+        for part, made in done:
+            for name in made:
+                parts.find(part, name, made, out)
+        sweep(out, out / "grids", out / "strips", alone=True)
+    console.info(f"{len(scenes)} pictures of {len(done)} parts are in {out}")
+    return scenes.targets(out)
 
 
 def _refuse_overwriting(scenes: "_Scenes", out: Path) -> None:
@@ -121,6 +148,23 @@ def _styler(painter: Painter, settings: GenerateSettings) -> tuple[Styler, list[
     return styler, shown
 
 
+def _paint_all(
+    painter: Painter,
+    styler: Styler,
+    scenes: "_Scenes",
+    out: Path,
+    settings: GenerateSettings,
+    shown: Sequence[tuple[str, ClassStyles, int]],
+) -> list[Path]:
+    """Paint every scene; returns each file that was written."""
+    written: list[Path] = []
+    with console.progress("painting", len(scenes)) as bar:
+        for scene in scenes:
+            written += _paint(painter, styler, scene, out, settings, shown)
+            bar.advance(bar.task_ids[0])
+    return written
+
+
 def _paint(
     painter: Painter,
     styler: Styler,
@@ -128,21 +172,25 @@ def _paint(
     out: Path,
     settings: GenerateSettings,
     shown: Sequence[tuple[str, ClassStyles, int]],
-) -> Path:
-    """Paint one scene, with its grid and strips if wanted."""
+) -> Iterator[Path]:
+    """Paint one scene, with its grid and strips if wanted; yields each file that was written."""
     picture = _in_style(painter, styler, scene)
     colours = images.colour_labels(scene.label, painter.spec.classes)
     if settings.grid:
-        write_picture(out / "grids" / f"{scene.stem}.png", images.grid([[colours, picture]], ["label", "generated"]))
+        path = out / "grids" / f"{scene.stem}.png"
+        write_picture(path, images.grid([[colours, picture]], ["label", "generated"]))
+        yield path
     for name, styles, identity in shown:
         if identity in painter.instances(scene.label, scene.instance).values():
             rules = [Rule("--all-codes", identity, None, Choice("cluster", n)) for n in range(len(styles.centres))]
             cells = [colours, *(_in_style(painter, styler, scene, [rule]) for rule in rules)]
             titles = ["label", *(f"{name} {styles.title(n)}" for n in range(len(rules)))]
-            write_picture(out / "strips" / plain_name(f"{scene.stem}-{name}.png"), images.grid([cells], titles))
+            path = out / "strips" / plain_name(f"{scene.stem}-{name}.png")
+            write_picture(path, images.grid([cells], titles))
+            yield path
     path = out / f"{scene.stem}.png"
     write_picture(path, picture)
-    return path
+    yield path
 
 
 def _in_style(painter: Painter, styler: Styler, scene: Scene, extra: Sequence[Rule] = ()) -> images.Picture:
@@ -158,7 +206,7 @@ def _in_style(painter: Painter, styler: Styler, scene: Scene, extra: Sequence[Ru
     )
 
 
-def _warn(painter: Painter, styler: Styler) -> None:
+def _warn(painter: Painter, styler: Styler, scenes: "_Scenes") -> None:
     """Say once what the user may not have expected."""
     for text, stems in styler.absences.items():
         if stems:
@@ -169,6 +217,13 @@ def _warn(painter: Painter, styler: Styler) -> None:
     if styler.without_styles and styler.clusters is not None:
         names = ", ".join(painter.spec.class_name(i) for i in sorted(styler.without_styles))
         console.warn(f"no styles for {names}: painted with their mean code, or zero where there is none")
+    run = painter.run.folder
+    if scenes.zeroed:
+        console.warn(f"ids {', '.join(map(str, sorted(scenes.zeroed)))} are no class of {run}: painted as unlabeled")
+    if styler.clusters is not None and styler.clusters.step != painter.run.model_step():
+        console.warn(
+            f"{run} was trained on since its styles were found; `p2phd encode` and `p2phd cluster` find them anew"
+        )
 
 
 class _Scenes:
@@ -198,6 +253,14 @@ class _Scenes:
     def __len__(self) -> int:
         return len(self._items)
 
+    def keep(self, part: Part) -> None:
+        """Keep a part's scenes alone."""
+        self._items = list(share(self._items, part))
+
+    def targets(self, out: Path) -> list[Path]:
+        """The pictures to paint."""
+        return [out / f"{stem}.png" for stem in self.stems]
+
     @property
     def stems(self) -> list[str]:
         """The pictures' names."""
@@ -209,8 +272,9 @@ class _Scenes:
         files = [item[kind] for item in self._items if "entry" not in item for kind in ("label", "instance", "photo")]
         for item in self._items:
             if "entry" in item:
-                split, stem = item["split"], item["entry"].stem
-                files += [item["folder"] / split / kind / f"{stem}.png" for kind in ("label", "instance", "photo")]
+                folder, split, entry = item["folder"], item["split"], item["entry"]
+                files += [map_path(folder, split, "label", entry.stem), map_path(folder, split, "instance", entry.stem)]
+                files.append(photo_path(folder, split, entry))
         return [path for path in files if path is not None]
 
     def __iter__(self) -> Iterator[Scene]:

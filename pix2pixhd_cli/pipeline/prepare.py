@@ -2,14 +2,15 @@
 
 Each example is read once: checked, scaled and written to a staging folder beside DATASET, with a record of what it was
 made from. DATASET appears, or changes, only when every example passed; examples whose sources and settings have not
-changed since are kept as they are.
+changed since are kept as they are. Parts work in the same staging folder, and a merge finds everything there.
 """
 
 import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -37,10 +38,20 @@ from pix2pixhd_cli.data.files import (
 )
 from pix2pixhd_cli.data.labels import LabelClass
 from pix2pixhd_cli.data.layouts import RawExample, RawTree
+from pix2pixhd_cli.data.parts import Parts, digest, parts_folder, share, which_part
 from pix2pixhd_cli.data.pictures import PictureError
 from pix2pixhd_cli.errors import STOPS, DataProblems, P2PHDError, Problem, interrupted
 from pix2pixhd_cli.sealed import read_sealed, seal
-from pix2pixhd_cli.settings import MOST_PIXELS, MOST_SIDE, PrepareSettings, Settings, Size, parse_size, whole_number
+from pix2pixhd_cli.settings import (
+    MOST_PIXELS,
+    MOST_SIDE,
+    Part,
+    PrepareSettings,
+    Settings,
+    Size,
+    parse_size,
+    whole_number,
+)
 
 RECORDS = ".prepared"
 CONTACT_SHEET = "contact_sheet.png"
@@ -110,9 +121,17 @@ class Recipe:
     @cached_property
     def fingerprint(self) -> str:
         """A digest of everything but the example's own files."""
-        kept = self.settings.model_dump(mode="json", exclude={"limit"})
+        kept = self.settings.model_dump(mode="json", exclude={"limit", "part", "merge"})
         parts = [__version__, kept, self.tree.input, self.has_instances, [c.model_dump() for c in self.classes or ()]]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """What parts must have in common beside the settings: the examples by the names of their files, and the class table."""
+        files = [(e.split, e.stem, e.label, e.instance, e.polygons, e.photo) for e in self.tree.examples]
+        names = [[str(one.relative_to(self.source)) if isinstance(one, Path) else one for one in e] for e in files]
+        classes = [c.model_dump(mode="json") for c in self.classes or ()]
+        return {"list of examples": digest(names), "class table": digest(classes)}
 
     def target(self, height: int, width: int) -> Size:
         """The size that a picture of this size is brought to."""
@@ -136,37 +155,84 @@ class Recipe:
 def prepare(source: Path, dataset: Path, settings: Settings | None = None) -> DatasetSpec:
     """Check `source` and write `dataset` with its `dataset.json` and `contact_sheet.png`; returns the description.
 
-    Raises `DataProblems` with the problems of every example and of their pairing, having written nothing.
+    With `--part`, that part's examples alone are converted, in hiding, and described. Raises `DataProblems` with the problems of
+    every example and of their pairing, having written nothing.
     """
-    recipe = _read_recipe(source, (settings or Settings()).prepare)
+    chosen = (settings or Settings()).prepare
+    part = which_part(chosen)
+    recipe = _read_recipe(source, chosen)
     _refuse_foreign(dataset)
-    with held(partial_folder(dataset)) as staging:
-        sweep(dataset)
-        try:
-            spec, records = _make(recipe, dataset, staging)
-        except STOPS as stop:
-            raise interrupted(stop, "stopped; the same command goes on where it was") from None
-        except OSError as error:
-            raise P2PHDError(
-                f"{error.filename}: {error.strerror}; after mending that, the same command goes on"
-            ) from None
-        except P2PHDError:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
+    parts = Parts(parts_folder(dataset), ("prepare", source, dataset), chosen, recipe.inputs)
+    if part is not None:
+        return _prepare_part(recipe, dataset, parts, part)
+    with (
+        held(partial_folder(dataset)) as staging,
+        _stoppable(),
+        _merged(recipe, dataset, staging, parts) if chosen.merge else _made(recipe, dataset, staging, parts) as records,
+    ):
+        spec = _describe(recipe, recipe.tree.examples, records)
+        _publish(recipe, spec, records, staging, dataset)
         shutil.rmtree(staging, ignore_errors=True)
         _write_contact_sheet(dataset, spec)
     _report(recipe, spec, records, dataset)
     return spec
 
 
-def _make(recipe: Recipe, dataset: Path, staging: Path) -> tuple[DatasetSpec, list[Record]]:
-    """Convert every example, and move all of them into DATASET if none has a problem."""
-    records, problems = _convert_all(recipe, dataset, staging)
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Say how to go on after what was no mistake of the user's."""
+    try:
+        yield
+    except STOPS as stop:
+        raise interrupted(stop, "stopped; the same command goes on where it was") from None
+    except OSError as error:
+        raise P2PHDError(f"{error.filename}: {error.strerror}; after mending that, the same command goes on") from None
+
+
+def _prepare_part(recipe: Recipe, dataset: Path, parts: Parts, part: Part) -> DatasetSpec:
+    """Convert a part's examples to where all are gathered; those that an earlier try left whole are kept."""
+    own = share(recipe.tree.examples, part)
+    with held(partial_folder(dataset), shared=True) as staging, _stoppable(), parts.working(part):
+        records = _convert_all(recipe, own, dataset, staging)
+    console.info(parts.said(part))
+    return _describe(recipe, own, records)
+
+
+@contextmanager
+def _made(recipe: Recipe, dataset: Path, staging: Path, parts: Parts) -> Iterator[list[Record]]:
+    """Convert all examples; what they became is deleted if one of them has a problem."""
+    parts.forget()
+    sweep(dataset)
+    try:
+        yield _convert_all(recipe, recipe.tree.examples, dataset, staging)
+    except P2PHDError:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def _merged(recipe: Recipe, dataset: Path, staging: Path, parts: Parts) -> Iterator[list[Record]]:
+    """Find what the examples of all parts became; raises `P2PHDError` naming the parts whose sources changed since."""
+
+    def find(example: RawExample) -> Record | None:
+        return _known_record(recipe, (dataset, staging), example, _fingerprint(recipe, example))
+
+    sweep(dataset)
+    with parts.merging() as done:
+        _refuse_problems(recipe.tree.problems, dataset)
+        with console.in_threads("merging", find, recipe.tree.examples) as results:
+            found = list(results)
+        stale = [part for part, _ in done if None in share(found, part)]
+        if stale:
+            raise P2PHDError(
+                f"{recipe.source}: has changed since a part was made, or its files are gone; repeat {parts.repeat(stale)}"
+            )
+        yield [record for record in found if record is not None]
+
+
+def _refuse_problems(problems: Sequence[Problem], dataset: Path) -> None:
     if problems:
         raise DataProblems(problems, f"nothing was written to {dataset}; mend these files and run again")
-    spec = _describe(recipe, records)
-    _publish(recipe, spec, records, staging, dataset)
-    return spec, records
 
 
 def _read_recipe(source: Path, settings: PrepareSettings) -> Recipe:
@@ -225,8 +291,8 @@ def _refuse_foreign(dataset: Path) -> None:
     refuse_links(*dataset.glob("*"), *dataset.glob("*/*"))
 
 
-def _convert_all(recipe: Recipe, dataset: Path, staging: Path) -> tuple[list[Record], list[Problem]]:
-    """Convert every example on all cores; unchanged ones are taken as they are."""
+def _convert_all(recipe: Recipe, examples: Sequence[RawExample], dataset: Path, staging: Path) -> list[Record]:
+    """Convert examples on all cores; unchanged ones are taken as they are. Raises `DataProblems` with all that is wrong."""
     records: list[Record] = []
     problems = list(recipe.tree.problems)
 
@@ -235,19 +301,17 @@ def _convert_all(recipe: Recipe, dataset: Path, staging: Path) -> tuple[list[Rec
             fingerprint = _fingerprint(recipe, example)
         except OSError as error:
             return [PictureError(Path(error.filename), f"cannot be read ({error.strerror})")]
-        for root in (dataset, staging):
-            done = _known_record(recipe, root, example, fingerprint)
-            if done is not None:
-                return done
-        return _convert(recipe, example, fingerprint, staging)
+        done = _known_record(recipe, (dataset, staging), example, fingerprint)
+        return done if done is not None else _convert(recipe, example, fingerprint, staging)
 
-    with console.in_threads("preparing", work, recipe.tree.examples) as results:
+    with console.in_threads("preparing", work, examples) as results:
         for result in results:
             if isinstance(result, Record):
                 records.append(result)
             else:
                 problems += [_problem(recipe, error) for error in result]
-    return records, problems
+    _refuse_problems(problems, dataset)
+    return records
 
 
 def _problem(recipe: Recipe, error: PictureError) -> Problem:
@@ -270,14 +334,16 @@ def _fingerprint(recipe: Recipe, example: RawExample) -> str:
     return digest.hexdigest()
 
 
-def _known_record(recipe: Recipe, root: Path, example: RawExample, fingerprint: str) -> Record | None:
-    """The record of an example that is whole under `root` and made from these sources; None otherwise."""
-    try:
-        record = read_sealed(_record_path(root, example.split, example.stem), Record)
-    except (OSError, P2PHDError):
-        return None
-    whole = record.fingerprint == fingerprint and record.bytes == _sizes(root, recipe, example.split, record.entry)
-    return record if whole else None
+def _known_record(recipe: Recipe, roots: Iterable[Path], example: RawExample, fingerprint: str) -> Record | None:
+    """The record of an example that is whole under one of `roots` and made from these sources; None otherwise."""
+    for root in roots:
+        try:
+            record = read_sealed(_record_path(root, example.split, example.stem), Record)
+        except (OSError, P2PHDError):
+            continue
+        if record.fingerprint == fingerprint and record.bytes == _sizes(root, recipe, example.split, record.entry):
+            return record
+    return None
 
 
 def _sizes(root: Path, recipe: Recipe, split: str, entry: ExampleEntry) -> tuple[int, ...]:
@@ -449,20 +515,20 @@ def _sides(array: NDArray[Any]) -> str:
     return f"{array.shape[0]}x{array.shape[1]}"
 
 
-def _describe(recipe: Recipe, records: Sequence[Record]) -> DatasetSpec:
-    """Sum the records up to the data set's description."""
+def _describe(recipe: Recipe, examples: Sequence[RawExample], records: Sequence[Record]) -> DatasetSpec:
+    """Sum the records up to the description of these examples."""
     classes = recipe.classes
     ignored = tuple(sorted(set(recipe.settings.ignore_id)))
     if classes is None:
         seen = {identity for record in records for identity in record.pixels} - set(ignored)
-        if not seen:
+        if not seen and recipe.settings.part is None:
             raise P2PHDError(f"{recipe.source}: every pixel of every label map has an ignored id")
-        classes = labels.plain_classes(max(seen))
-        if max(seen) == 255:
+        classes = labels.plain_classes(largest := max(seen, default=0))
+        if largest == 255:
             console.warn("id 255 is taken for a class; if it means nothing, add --ignore-id 255")
     splits: dict[str, list[ExampleEntry]] = {split: [] for split in recipe.tree.splits}
     pixels: dict[str, Counter[int]] = {split: Counter() for split in recipe.tree.splits}
-    for example, record in zip(recipe.tree.examples, records, strict=True):
+    for example, record in zip(examples, records, strict=True):
         splits[example.split].append(record.entry)
         pixels[example.split].update(record.pixels)
     if recipe.tree.input == "rgb":
@@ -486,7 +552,7 @@ def _publish(recipe: Recipe, spec: DatasetSpec, records: Sequence[Record], stagi
     text = seal(spec.model_dump(mode="json"))
     description = dataset / "dataset.json"
     pairs = list(zip(recipe.tree.examples, records, strict=True))
-    fresh = [(e, r) for e, r in pairs if _known_record(recipe, dataset, e, r.fingerprint) is None]
+    fresh = [(e, r) for e, r in pairs if _known_record(recipe, [dataset], e, r.fingerprint) is None]
     if not fresh and description.exists() and description.read_bytes() == text.encode():
         return
     make_folder(dataset / RECORDS)  # From now on the folder is known for a data set of ours.

@@ -1,5 +1,6 @@
 """Works in parts: the bytes of a single run, whatever is killed, missing, or made with something else."""
 
+import contextlib
 import itertools
 import os
 import shlex
@@ -7,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +58,15 @@ class Bench:
 
     def do(self, verb: str, name: str = "here", **options: Any) -> Any:
         """Do a verb, or a part of it."""
-        arguments, typed = self.arguments(verb, name), {verb: {**FLAGS[verb], **options}}
+        typed = {verb: {**FLAGS[verb], **options}}
+        *_, made = self.arguments(verb, name)
         if verb == "prepare":
-            return prepare_module.prepare(*arguments, Settings(**typed))  # type: ignore[arg-type]
+            return prepare_module.prepare(self.city, made, load_settings(typed))
         if verb == "pack":
-            return pack_module.pack(*arguments, Settings(**typed))  # type: ignore[arg-type]
+            return pack_module.pack(self.dataset, made, load_settings(typed))
         if verb == "encode":
-            return encode_module.encode(*arguments, settings=load_settings(typed, run=arguments[0]))
-        return generate_module.generate(*arguments, settings=load_settings(typed, run=self.run))
+            return encode_module.encode(made, settings=load_settings(typed, run=made))
+        return generate_module.generate(self.run, self.dataset, made, load_settings(typed, run=self.run))
 
     def left(self, name: str = "here") -> dict[str, bytes]:
         """Every file that is left, hidden ones too."""
@@ -124,7 +126,7 @@ def test_parts_are_what_a_single_run_is(
         bench.do(verb, part=f"{number}/{of}")
     bench.do(verb, merge=True)
     assert bench.left() == whole(verb)
-    with pytest.raises(P2PHDError, match="there are no parts to merge; .* if they are not merged already"):
+    with pytest.raises(P2PHDError, match=r"there are no parts to merge; .* if they are not merged already"):
         bench.do(verb, merge=True)
     assert bench.left() == whole(verb)
 
@@ -196,39 +198,41 @@ def test_a_part_that_was_killed_is_repeated_while_another_is_at_work(
 @pytest.mark.parametrize("verb", ["prepare", "pack"])
 @pytest.mark.parametrize("again", [False, True])
 def test_a_merge_may_die_anywhere(
-    bench: Bench, whole: Callable[[str], dict[str, bytes]], monkeypatch: pytest.MonkeyPatch, verb: str, again: bool
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str, again: bool
 ) -> None:
     """It goes on where it was, over another data set or pack too; but once the last records are gone it has nothing to say."""
+    kinds: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+        "prepare": ({"limit": 1}, {"width": 64}),
+        "pack": ({}, {"shards": 3}),
+    }
+    few, others = kinds[verb]
+    bench.do(verb, "single", **few)
     if again:
-        bench.do(verb, "old", **({"width": 64} if verb == "prepare" else {"shards": 3}))
-        (bench.folder / "here").mkdir()
-        shutil.copytree(bench.folder / "old/made", bench.folder / "here/made")
+        bench.do(verb, **{**few, **others})
     for number in (1, 2):
-        bench.do(verb, part=f"{number}/2")
+        bench.do(verb, part=f"{number}/2", **few)
     shutil.copytree(bench.folder / "here", bench.folder / "before")
-    for writes in itertools.count():
+    for writes in itertools.count(int(again), 3):
         with monkeypatch.context() as patch:
             left = dying(patch, writes)
-            try:
-                bench.do(verb, merge=True)
-            except Death:
-                pass
-        gone = not (bench.folder / "here/.made.p2phd-parts").exists()
-        if gone and next(left) < 0:
-            with pytest.raises(P2PHDError, match="there are no parts to merge"):
-                bench.do(verb, merge=True)
-        elif not gone:
-            bench.do(verb, merge=True)
-        assert bench.left() == whole(verb)
-        if next(left) >= 0:
+            with contextlib.suppress(Death):
+                bench.do(verb, merge=True, **few)
+        try:
+            if left[0] < 0:
+                bench.do(verb, merge=True, **few)
+        except P2PHDError as error:
+            assert "there are no parts to merge" in str(error)
+        assert bench.left() == bench.left("single")
+        if left[0] >= 0:
             break
         shutil.rmtree(bench.folder / "here")
         shutil.copytree(bench.folder / "before", bench.folder / "here")
-    assert writes > 5
+        capsys.readouterr()
+    assert writes > 10
 
 
-def dying(patch: pytest.MonkeyPatch, writes: int) -> Iterator[int]:
-    """Let so many renames and deletions happen; yields how many are left, and less than none of a process that died."""
+def dying(patch: pytest.MonkeyPatch, writes: int) -> list[int]:
+    """Let so many changes of folders happen; the one number says how many are left, and is below 0 after a death."""
     left = [writes]
     for name in ("replace", "unlink", "rmdir", "mkdir"):
         original = getattr(os, name)
@@ -240,7 +244,7 @@ def dying(patch: pytest.MonkeyPatch, writes: int) -> Iterator[int]:
             return original(*arguments, **keywords)
 
         patch.setattr(os, name, counted)
-    return iter(lambda: left[0], None)
+    return left
 
 
 def test_whole_shards_of_a_part_that_died_are_kept(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,7 +262,11 @@ def test_whole_shards_of_a_part_that_died_are_kept(bench: Bench, monkeypatch: py
     with pytest.raises(Death):
         bench.do("pack", part="1/2")
     (bench.folder / "here/.made.p2phd-partial" / written[0]).write_bytes(b"damaged")
-    assert [shard.file for shard in bench.do("pack", part="1/2").shards["train"]] == [written[0], written[1], written[4]]
+    assert [shard.file for shard in bench.do("pack", part="1/2").shards["train"]] == [
+        written[0],
+        written[1],
+        written[4],
+    ]
     assert written[2:4] == ["died", written[0]]
 
 
@@ -304,7 +312,7 @@ def test_a_source_that_changed_is_told_of(bench: Bench) -> None:
         bench.do("prepare", part=f"{number}/3")
     photo = sorted((bench.city / "leftImg8bit/train/toytown").iterdir())[4]
     save(photo, 255 - read(photo))
-    with pytest.raises(P2PHDError, match="has changed since a part was made, or its files are gone; .* --part 2/3`"):
+    with pytest.raises(P2PHDError, match=r"has changed since a part was made, or its files are gone; .* --part 2/3`"):
         bench.do("prepare", merge=True)
     bench.do("prepare", part="2/3")
     for kind in ("labelIds", "instanceIds"):
@@ -357,7 +365,9 @@ def test_parts_of_another_model_are_refused(bench: Bench, verb: str) -> None:
         arrays = {**file, "step": np.array(7)}
     np.savez(made / "model/weights.npz", **arrays)
     bench.do(verb, name, part="2/2")
-    with pytest.raises(P2PHDError, match=r"part 1/2 is made from another model \(step 6, \w+, and now it is step 7, \w+\)"):
+    with pytest.raises(
+        P2PHDError, match=r"part 1/2 is made from another model \(step 6, \w+, and now it is step 7, \w+\)"
+    ):
         bench.do(verb, name, merge=True)
 
 
@@ -377,8 +387,14 @@ def test_what_is_refused_while_a_part_is_at_work(
 ) -> None:
     """Locks are an open file's, so that one process can be two."""
     module, piece = PIECES[verb]
-    original, tried = getattr(module, piece), []
-    refused = [{"part": "1/2"}, {}, {"merge": True}, {"part": "1/3"}, {"part": "2/2", **OTHERS[verb][0]}]
+    original, tried = getattr(module, piece), list[str]()
+    refused: list[dict[str, Any]] = [
+        {"part": "1/2"},
+        {},
+        {"merge": True},
+        {"part": "1/3"},
+        {"part": "2/2", **OTHERS[verb][0]},
+    ]
 
     def attempt(**options: Any) -> str:
         try:
@@ -406,7 +422,7 @@ def test_what_is_refused_while_a_part_is_at_work(
 def test_a_part_is_refused_while_a_single_run_is_at_work(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     said = []
 
-    def beside(*arguments: Any) -> Any:
+    def beside(*_: Any) -> Any:
         for number in (1, 2):
             with pytest.raises(P2PHDError, match="another process is working here; wait for it") as caught:
                 bench.do("prepare", part=f"{number}/2")

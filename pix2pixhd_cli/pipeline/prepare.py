@@ -212,10 +212,18 @@ def _made(recipe: Recipe, dataset: Path, staging: Path, parts: Parts) -> Iterato
 
 @contextmanager
 def _merged(recipe: Recipe, dataset: Path, staging: Path, parts: Parts) -> Iterator[list[Record]]:
-    """Find what the examples of all parts became; raises `P2PHDError` naming the parts whose sources changed since."""
+    """Find what the examples of all parts became; raises `P2PHDError` naming the parts whose sources changed since.
+
+    An example whose files were being moved when a merge was stopped is converted anew.
+    """
 
     def find(example: RawExample) -> Record | None:
-        return _known_record(recipe, (dataset, staging), example, _fingerprint(recipe, example))
+        fingerprint = _fingerprint(recipe, example)
+        done = _known_record(recipe, (dataset, staging), example, fingerprint)
+        if done is None and _read_record(staging, example, fingerprint) is not None:
+            again = _convert(recipe, example, fingerprint, staging)
+            return again if isinstance(again, Record) else None
+        return done
 
     sweep(dataset)
     with parts.merging() as done:
@@ -337,13 +345,19 @@ def _fingerprint(recipe: Recipe, example: RawExample) -> str:
 def _known_record(recipe: Recipe, roots: Iterable[Path], example: RawExample, fingerprint: str) -> Record | None:
     """The record of an example that is whole under one of `roots` and made from these sources; None otherwise."""
     for root in roots:
-        try:
-            record = read_sealed(_record_path(root, example.split, example.stem), Record)
-        except (OSError, P2PHDError):
-            continue
-        if record.fingerprint == fingerprint and record.bytes == _sizes(root, recipe, example.split, record.entry):
+        record = _read_record(root, example, fingerprint)
+        if record is not None and record.bytes == _sizes(root, recipe, example.split, record.entry):
             return record
     return None
+
+
+def _read_record(root: Path, example: RawExample, fingerprint: str) -> Record | None:
+    """The record of an example, if it has this fingerprint."""
+    try:
+        record = read_sealed(_record_path(root, example.split, example.stem), Record)
+    except (OSError, P2PHDError):
+        return None
+    return record if record.fingerprint == fingerprint else None
 
 
 def _sizes(root: Path, recipe: Recipe, split: str, entry: ExampleEntry) -> tuple[int, ...]:

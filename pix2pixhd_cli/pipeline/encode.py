@@ -56,7 +56,7 @@ def _encode(folder: Run, packed: Path | None, chosen: Settings, part: Part | Non
     if chosen.encode.merge:
         with parts.merging() as done:
             files = [parts.find(part, name, made, parts.folder) for part, made in done for name in made]
-            codes = _join((vars(FeatureCodes.load(path)) for path in files), painter, split)
+            codes = _join((_read(path, painter) for path in files), painter, split)
             codes.save(folder.features)
     else:
         parts.forget()
@@ -75,6 +75,14 @@ def _encode_part(painter: Painter, split: PackedSplit, parts: Parts, part: Part)
         made[path.name] = checksum(path)
     console.info(parts.said(part))
     return codes
+
+
+def _read(path: Path, painter: Painter) -> dict[str, NDArray[Any]]:
+    """The codes of a part."""
+    codes = FeatureCodes.load(path)
+    if codes.code.shape[1] != painter.channels:
+        raise P2PHDError(f"{path}: not of this run; repeat its part")
+    return vars(codes)
 
 
 def _encode_all(painter: Painter, split: PackedSplit, numbers: Sequence[int]) -> FeatureCodes:

@@ -18,6 +18,7 @@ from pix2pixhd_cli import __version__
 from pix2pixhd_cli.errors import STOPS, P2PHDError, Terminated, interrupted
 from pix2pixhd_cli.options import CONFIG, settings_table, settings_toml, with_settings
 from pix2pixhd_cli.settings import Settings, fields, merge, read_layers, source_of
+from pix2pixhd_cli.urls import Location, Url, locate, refuse_url
 
 HELP = """High-resolution pictures from label maps, with control over style: pix2pixHD in TensorFlow.
 
@@ -51,16 +52,30 @@ app = typer.Typer(
 config_app = typer.Typer(help="Show and write settings files.", no_args_is_help=True)
 app.add_typer(config_app, name="config", rich_help_panel="Help")
 
-Dataset = Annotated[Path, typer.Argument(help="A prepared data set.", metavar="DATASET", show_default=False)]
-Packed = Annotated[Path, typer.Argument(help="A packed data set.", metavar="PACKED", show_default=False)]
-Run = Annotated[Path, typer.Argument(help="A training run.", metavar="RUN", show_default=False)]
+
+def _here(text: str, metavar: str) -> Any:
+    """An argument that must lie on this machine."""
+    return typer.Argument(help=text, metavar=metavar, show_default=False, callback=refuse_url)
+
+
+Dataset = Annotated[Path, _here("A prepared data set.", "DATASET")]
+Packed = Annotated[str, typer.Argument(help="A packed data set, or its URL.", metavar="PACKED", show_default=False)]
+Run = Annotated[str, typer.Argument(help="A training run, or its URL.", metavar="RUN", show_default=False)]
 MaybePacked = Annotated[
-    Path | None,
+    str | None,
     typer.Argument(
         help="A packed data set; by default the one the run was trained on.", metavar="PACKED", show_default=False
     ),
 ]
 VERBOSE = False
+
+
+def _run_of(given: dict[str, Any]) -> Location:
+    """The run that a verb was given; reading one at a URL takes TensorFlow."""
+    run = locate(given["run"])
+    if isinstance(run, Url):
+        _start_engine()
+    return run
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -124,11 +139,8 @@ def root(
 @app.command(rich_help_panel="From photos to pictures")
 @with_settings("prepare")
 def prepare(
-    source: Annotated[
-        Path,
-        typer.Argument(help="Folder of photos, label maps and instance maps.", metavar="SOURCE", show_default=False),
-    ],
-    dataset: Annotated[Path, typer.Argument(help="Folder to make.", metavar="DATASET", show_default=False)],
+    source: Annotated[Path, _here("Folder of photos, label maps and instance maps.", "SOURCE")],
+    dataset: Annotated[Path, _here("Folder to make.", "DATASET")],
     settings: Settings,
 ) -> None:
     """Check a raw tree and make a data set of it.
@@ -144,7 +156,7 @@ def prepare(
 @with_settings("pack")
 def pack(
     dataset: Dataset,
-    packed: Annotated[Path, typer.Argument(help="Folder to make.", metavar="PACKED", show_default=False)],
+    packed: Annotated[str, typer.Argument(help="Folder to make, or its URL.", metavar="PACKED", show_default=False)],
     settings: Settings,
 ) -> None:
     """Pack a data set into TFRecord shards.
@@ -164,15 +176,15 @@ def pack(
     "discriminator",
     "encoder",
     "loss",
-    run=lambda given: given["run"] if given["resume"] and (given["run"] / "settings.json").exists() else None,
+    run=lambda given: run if given["resume"] and ((run := _run_of(given)) / "settings.json").exists() else None,
 )
 def train(
     packed: Packed,
-    run: Annotated[Path, typer.Argument(help="Folder to make.", metavar="RUN", show_default=False)],
+    run: Annotated[str, typer.Argument(help="Folder to make, or its URL.", metavar="RUN", show_default=False)],
     settings: Settings,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from RUN's last checkpoint.")] = False,
     init_from: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--init-from", metavar="RUN", help="Start from this run: a global one for a local enhancer, or its like."
         ),
@@ -192,7 +204,7 @@ def train(
 
 
 @app.command(rich_help_panel="From photos to pictures")
-@with_settings("encode", run=lambda given: given["run"])
+@with_settings("encode", run=_run_of)
 def encode(run: Run, settings: Settings, packed: MaybePacked = None) -> None:
     """Find a feature code for every instance.
 
@@ -205,7 +217,7 @@ def encode(run: Run, settings: Settings, packed: MaybePacked = None) -> None:
 
 
 @app.command(rich_help_panel="From photos to pictures")
-@with_settings("cluster", run=lambda given: given["run"])
+@with_settings("cluster", run=_run_of)
 def cluster(
     run: Run,
     settings: Settings,
@@ -228,16 +240,11 @@ def cluster(
 
 
 @app.command(rich_help_panel="From photos to pictures")
-@with_settings("generate", run=lambda given: given["run"])
+@with_settings("generate", run=_run_of)
 def generate(
     run: Run,
-    label_maps: Annotated[
-        Path,
-        typer.Argument(
-            help="A data set, a folder of label maps, or one label map.", metavar="LABELS", show_default=False
-        ),
-    ],
-    out: Annotated[Path, typer.Argument(help="Folder for the pictures.", metavar="OUT", show_default=False)],
+    label_maps: Annotated[Path, _here("A data set, a folder of label maps, or one label map.", "LABELS")],
+    out: Annotated[Path, _here("Folder for the pictures.", "OUT")],
     settings: Settings,
 ) -> None:
     """Paint pictures, in styles you choose.
@@ -252,13 +259,8 @@ def generate(
 
 @app.command("import", rich_help_panel="Between codes")
 def import_(
-    checkpoint: Annotated[
-        Path,
-        typer.Argument(
-            help="Folder with the reference's latest_net_G.pth.", metavar="CHECKPOINT_DIR", show_default=False
-        ),
-    ],
-    run: Annotated[Path, typer.Argument(help="Run to make.", metavar="RUN", show_default=False)],
+    checkpoint: Annotated[Path, _here("Folder with the reference's latest_net_G.pth.", "CHECKPOINT_DIR")],
+    run: Annotated[Path, _here("Run to make.", "RUN")],
     epoch: Annotated[str, typer.Option(help="Which files: EPOCH_net_G.pth.")] = "latest",
     labels: Annotated[int | None, typer.Option(min=0, help="One-hot channels, where nothing tells; 0 for RGB.")] = None,
     boundary: Annotated[
@@ -282,7 +284,7 @@ def import_(
 @app.command(rich_help_panel="Between codes")
 def export(
     run: Run,
-    folder: Annotated[Path, typer.Argument(help="Folder to make.", metavar="DIR", show_default=False)],
+    folder: Annotated[Path, _here("Folder to make.", "DIR")],
     onnx: Annotated[bool, typer.Option("--onnx", help="Also write DIR/model.onnx (extra: onnx).")] = False,
 ) -> None:
     """Turn a run into a SavedModel, and an ONNX file.

@@ -14,9 +14,10 @@ from pix2pixhd_cli.model.generators import GlobalGenerator, LocalEnhancer
 from pix2pixhd_cli.model.pix2pixhd import Pix2PixHD
 from pix2pixhd_cli.runs import Run
 from pix2pixhd_cli.settings import Settings, flag_name, settings_of_run
+from pix2pixhd_cli.urls import Location
 
 
-def resolve_encoder(settings: Settings, source: Path, *, asked: bool | None) -> Settings:
+def resolve_encoder(settings: Settings, source: Location, *, asked: bool | None) -> Settings:
     """Take over whether there is an encoder and whether it is frozen; `asked` is what the user said of it, if anything.
 
     Raises `SettingsError` if the user wants an encoder where the source has none, or the reverse.

@@ -29,13 +29,33 @@ class _Unbroken(Console):
 out = _Unbroken(highlight=False)
 err = _Unbroken(stderr=True, highlight=False)
 PROBLEMS_SHOWN = 1000
+NAMES: dict[str, str] = {}  # What folders are called instead of by their paths.
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def plain(text: str) -> str:
     """Text without markup and without what a terminal would obey: a file's name may hold anything."""
-    return escape("".join(repr(c)[1:-1] if category(c) in ("Cc", "Cs") else c for c in text))
+    return escape("".join(repr(c)[1:-1] if category(c) in ("Cc", "Cs") else c for c in _renamed(text)))
+
+
+@contextmanager
+def calling(folder: object, name: object) -> Iterator[None]:
+    """Call a folder by another name in all that is said, and in errors that pass."""
+    NAMES[str(folder)] = str(name)
+    try:
+        yield
+    except P2PHDError as error:
+        error.args = (_renamed(str(error)),)
+        raise
+    finally:
+        del NAMES[str(folder)]
+
+
+def _renamed(text: str) -> str:
+    for path, name in NAMES.items():
+        text = text.replace(path, name)
+    return text
 
 
 def be_quiet(quiet: bool) -> None:

@@ -158,6 +158,12 @@ def gather_team(devices: str, join_minutes: float) -> Team:
     return Team(strategy, taken)
 
 
+def is_chief() -> bool:
+    """Whether this process locks and writes the run, by `TF_CONFIG`; raises `SettingsError` for a cluster that is none."""
+    cluster = read_cluster(os.environ.get("TF_CONFIG"))
+    return cluster is None or cluster.number == 0
+
+
 def read_cluster(text: str | None) -> Cluster | None:
     """Read `TF_CONFIG`, the way in which TensorFlow is told of workers; None if there is none. Raises `SettingsError`."""
     if not text:

@@ -6,7 +6,17 @@ Anything else that is raised is a bug and may show its traceback.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Protocol
+
+
+class File(Protocol):
+    """A path, or a URL."""
+
+    def exists(self) -> bool:
+        """Whether anything is there."""
+
+    def is_file(self) -> bool:
+        """Whether it is a file."""
 
 
 class P2PHDError(Exception):
@@ -30,7 +40,7 @@ class Interrupted(P2PHDError):
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def naming(path: object) -> Iterator[None]:
     """Give the name of this file to an `OSError` that has none, such as a full disk's."""
     try:
         yield
@@ -40,7 +50,7 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def check_regular(path: Path) -> None:
+def check_regular(path: File) -> None:
     """Refuse a folder, a pipe or a device where a file is to be read, for these may have no end; one that is missing passes."""
     if path.exists() and not path.is_file():
         raise P2PHDError(f"{path}: is no file")

@@ -16,8 +16,9 @@ from pydantic.fields import FieldInfo
 from rich.markup import escape
 
 from pix2pixhd_cli.settings import Settings, Values, env_name, fields, flag_name, load_settings
+from pix2pixhd_cli.urls import Location
 
-RunRule = Callable[[dict[str, Any]], Path | None]
+RunRule = Callable[[dict[str, Any]], Location | None]
 CONFIG = typer.Option(
     "--config", metavar="FILE.toml", help="Read settings from a TOML file; flags and environment win."
 )

@@ -28,6 +28,7 @@ from pix2pixhd_cli import console
 from pix2pixhd_cli.data.arrays import ArrayFile, open_arrays, write_arrays
 from pix2pixhd_cli.data.dataset import DatasetSpec
 from pix2pixhd_cli.data.files import make_folder, refuse_links, sweep, sync, write_text
+from pix2pixhd_cli.data.pictures import write_picture
 from pix2pixhd_cli.errors import P2PHDError, check_regular, naming
 from pix2pixhd_cli.model.build import Optimizers, build_model, least_parameters
 from pix2pixhd_cli.model.layers import blank_weights
@@ -35,6 +36,7 @@ from pix2pixhd_cli.model.optimizers import LossScale
 from pix2pixhd_cli.model.pix2pixhd import Pix2PixHD
 from pix2pixhd_cli.sealed import read_sealed, seal, unseal
 from pix2pixhd_cli.settings import Settings, save_settings
+from pix2pixhd_cli.urls import Location, Remembered
 
 LOCK = ".lock"
 NETWORKS, TRAINING, SCORE = "networks.npz", "training.npz", "score.json"  # A checkpoint's files.
@@ -54,9 +56,9 @@ class Sources(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    packed: Path | None = None
+    packed: Remembered | None = None
     examples: str | None = None
-    init_from: Path | None = None
+    init_from: Remembered | None = None
     init_step: int | None = None
     imported: Path | None = None
     perceptual: dict[str, str] | None = None
@@ -116,7 +118,7 @@ class Run:
             raise P2PHDError(f"{self.folder}: no trained run here (dataset.json is missing)")
         return read_sealed(path, DatasetSpec)
 
-    def packed(self) -> Path:
+    def packed(self) -> Location:
         """Where the packed data lay when training began."""
         path = self.sources().packed
         if path is None:
@@ -184,12 +186,9 @@ class Run:
     @property
     def is_free(self) -> bool:
         """Whether a run may be made here: there is nothing, or what a run leaves that died while it was made."""
-        ours = {LOCK, "dataset.json", "sources.json"}
-        return not self.folder.is_dir() or all(
-            path.name in ours or path.name.endswith(".partial") for path in self.folder.iterdir()
-        )
+        return not self.folder.is_dir() or all(is_left_over(path.name) for path in self.folder.iterdir())
 
-    def check_classes(self, spec: DatasetSpec, where: Path) -> None:
+    def check_classes(self, spec: DatasetSpec, where: Location) -> None:
         """Refuse data whose inputs are not the run's; the classes of an imported run have no names that could differ."""
         ours = self.spec()
         named = () if self.sources().imported else ("ignored", "classes")
@@ -279,7 +278,7 @@ class Run:
             try:
                 _delete(old)
             except OSError as error:
-                console.warn(f"{_told(error)}; {old.name} could not be deleted")
+                console.warn(f"{told(error)}; {old.name} could not be deleted")
 
     def best_checkpoint(self) -> Path | None:
         """The checkpoint of the smallest distance, the newest of several; None if no distances are known."""
@@ -298,7 +297,7 @@ class Run:
                 found[path] = read_sealed(path / SCORE, Score).distance
             except (P2PHDError, OSError) as error:
                 if path not in self._told:
-                    console.warn(f"{_told(error)}; this checkpoint is kept, and is never the best")
+                    console.warn(f"{told(error)}; this checkpoint is kept, and is never the best")
                 self._told.add(path)
         return found
 
@@ -315,7 +314,7 @@ class Run:
             except (P2PHDError, OSError) as error:
                 if isinstance(error, OSError) and error.errno not in (errno.ENOENT, errno.EIO):
                     raise
-                console.warn(_told(error))
+                console.warn(told(error))
                 damaged.append(folder)
                 continue
             for path in damaged:
@@ -347,7 +346,7 @@ class Run:
             except (P2PHDError, OSError) as error:
                 if checkpoint == newest:
                     raise
-                console.warn(_told(error))
+                console.warn(told(error))
                 continue
             self.save_model(model, _step_of(checkpoint))
             console.info(f"{self.folder}: later verbs now work with step {_step_of(checkpoint)}")
@@ -364,7 +363,7 @@ class Run:
         except FileNotFoundError:
             return None
         except (P2PHDError, OSError) as error:
-            console.warn(_told(error))
+            console.warn(told(error))
             return None
 
     def _restore_networks(self, model: Pix2PixHD, checkpoint: Path) -> None:
@@ -405,6 +404,15 @@ class Run:
     def sample(self, step: int) -> Path:
         """Where the sample picture of a step goes."""
         return self.folder / "samples" / f"step-{step:08d}.png"
+
+    def save_sample(self, step: int, picture: NDArray[np.uint8]) -> None:
+        """Write the sample picture of a step."""
+        write_picture(self.sample(step), picture)
+
+
+def is_left_over(name: str) -> bool:
+    """Whether this is what a run leaves that died while it was made."""
+    return name in (LOCK, "dataset.json", "sources.json") or name.endswith(".partial")
 
 
 def checkpoint_state(model: Pix2PixHD, optimizers: Optimizers, scale: LossScale | None = None) -> State:
@@ -490,7 +498,7 @@ def _delete(checkpoint: Path) -> None:
         shutil.rmtree(going, ignore_errors=True)
 
 
-def _told(error: P2PHDError | OSError) -> str:
+def told(error: P2PHDError | OSError) -> str:
     """What is wrong with a file, as a user reads it."""
     return str(error) if isinstance(error, P2PHDError) else f"{error.filename or 'a file'}: {error.strerror or error}"
 

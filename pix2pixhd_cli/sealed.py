@@ -3,12 +3,12 @@
 import json
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from pix2pixhd_cli.errors import P2PHDError, check_regular, naming
+from pix2pixhd_cli.urls import Location
 
 KEY = "checksum"
 Model = TypeVar("Model", bound=BaseModel)
@@ -33,7 +33,7 @@ def unseal(text: str) -> dict[str, Any]:
     return values
 
 
-def read_sealed(path: Path, model: type[Model]) -> Model:
+def read_sealed(path: Location, model: type[Model]) -> Model:
     """What such a file holds, as `model` has it; raises `FileNotFoundError`, and `P2PHDError` for what is wrong with it."""
     check_regular(path)
     try:

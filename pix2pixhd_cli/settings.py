@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, Pydanti
 
 from pix2pixhd_cli.errors import P2PHDError, SettingsError, check_regular, naming
 from pix2pixhd_cli.sealed import seal, unseal
+from pix2pixhd_cli.urls import Location
 
 ENV_PREFIX = "P2PHD_"
 Values = dict[str, dict[str, Any]]  # section -> field -> value
@@ -452,7 +453,7 @@ def fields() -> Iterator[tuple[str, str, FieldInfo]]:
 
 
 def load_settings(
-    typed: Values | None = None, config: Path | None = None, run: Path | None = None, *, resume: bool = False
+    typed: Values | None = None, config: Path | None = None, run: Location | None = None, *, resume: bool = False
 ) -> Settings:
     """Merge, strongest first: `typed` (flags), the environment, `config` (TOML), the settings of `run`, the defaults.
 
@@ -466,12 +467,12 @@ def load_settings(
     return settings
 
 
-def settings_of_run(run: Path) -> Settings:
+def settings_of_run(run: Location) -> Settings:
     """What a run was trained with, whatever the environment says."""
     return merge([Layer("run", _read_run(run), str(run / "settings.json"))])
 
 
-def read_layers(typed: Values | None = None, config: Path | None = None, run: Path | None = None) -> list[Layer]:
+def read_layers(typed: Values | None = None, config: Path | None = None, run: Location | None = None) -> list[Layer]:
     """Read every source, strongest first, without merging."""
     layers = [Layer("flag", typed or {}), Layer("env", _read_environment())]
     if config is not None:
@@ -555,7 +556,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     return tomllib.loads(text)
 
 
-def _read_run(run: Path) -> Values:
+def _read_run(run: Location) -> Values:
     path = run / "settings.json"
     check_regular(path)
     try:

@@ -19,7 +19,6 @@ from pix2pixhd_cli import console, engine, images
 from pix2pixhd_cli.boundary import boundary_map
 from pix2pixhd_cli.console import TrainingDisplay
 from pix2pixhd_cli.data.batches import Deal, plan_epoch, training_batches
-from pix2pixhd_cli.data.pictures import write_picture
 from pix2pixhd_cli.data.records import PackedSplit
 from pix2pixhd_cli.devices import Team, WorkerLost, together
 from pix2pixhd_cli.errors import Interrupted, P2PHDError
@@ -336,7 +335,7 @@ class Trainer:
                 f"step {step}: the last {FLAT_SAMPLES} samples are of one colour, or black and white; the networks have stopped "
                 "to learn: look at the samples, and train a new run with a smaller --learning-rate"
             )
-        write_picture(run.sample(step), sheet)
+        run.save_sample(step, sheet)
 
     def _samples(self) -> Iterator[Sample]:
         """The first few examples with their fakes."""

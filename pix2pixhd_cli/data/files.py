@@ -163,7 +163,7 @@ def sweep(*folders: Path, alone: bool = False) -> None:
     """
     for path in (path for folder in folders for path in folder.glob(".*.partial")):
         writer = path.name.split(".")[-2]
-        if path.is_file() and writer.isdecimal() and (alone or not _is_alive(int(writer))):
+        if path.is_file() and writer.isdecimal() and (alone or not is_alive(int(writer))):
             path.unlink(missing_ok=True)
 
 
@@ -173,7 +173,8 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Whether a process of this machine runs."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

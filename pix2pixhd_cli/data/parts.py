@@ -24,6 +24,7 @@ from pix2pixhd_cli.data.files import checksum, held, partial_folder, refuse_link
 from pix2pixhd_cli.errors import P2PHDError, SettingsError
 from pix2pixhd_cli.sealed import read_sealed, seal
 from pix2pixhd_cli.settings import InParts, Part, flag_name, parse_part
+from pix2pixhd_cli.urls import Location, Url
 
 Item = TypeVar("Item")
 Made = dict[str, str]  # Files, each with its SHA-256.
@@ -47,10 +48,13 @@ class PartRecord(BaseModel):
     made: Made
 
 
-def which_part(settings: InParts) -> Part | None:
-    """The part to do, or None for the whole or a merge; raises `SettingsError` if both are asked for."""
+def which_part(settings: InParts, *places: Location) -> Part | None:
+    """The part to do, or None for the whole or a merge; raises `SettingsError` if both are asked for, or one at a URL."""
     if settings.part is not None and settings.merge:
         raise SettingsError(f"--part {settings.part} and --merge: a merge comes after all parts; give one of both")
+    for place in places:
+        if isinstance(place, Url) and (settings.part is not None or settings.merge):
+            raise SettingsError(f"{place}: parts need a folder that all of them share; leave --part and --merge out")
     return parse_part(settings.part) if settings.part is not None else None
 
 

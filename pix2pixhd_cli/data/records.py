@@ -9,6 +9,7 @@ A record is complete in itself: `stem`, `height`, `width`, `label` and `instance
 import hashlib
 import io
 import math
+import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -21,19 +22,23 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, NonNegativeInt, model_validator
 
 from pix2pixhd_cli.data.dataset import DatasetSpec, Example, ExampleEntry
 from pix2pixhd_cli.data.files import PlainName, checksum
 from pix2pixhd_cli.errors import P2PHDError, check_regular, naming
 from pix2pixhd_cli.sealed import read_sealed
+from pix2pixhd_cli.urls import Location, Url, locate
 
 # A TFRecord is a length (uint64), its checksum (uint32), the data and the data's checksum (uint32).
 HEADER, FOOTER = 12, 4
 
 
 class Shard(BaseModel):
-    """One shard file: its name, how many records and bytes it has, and its SHA-256."""
+    """One shard file: its name, how many records and bytes it has, its SHA-256, and each record's length and CRC-32.
+
+    Packs made before lengths and checksums of records were kept have none.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -41,6 +46,7 @@ class Shard(BaseModel):
     records: int = Field(ge=0)
     bytes: int = Field(ge=0)
     sha256: str
+    index: Annotated[tuple[tuple[NonNegativeInt, int], ...], FailFast()] = ()
 
 
 class PackSpec(BaseModel):
@@ -61,11 +67,12 @@ class PackSpec(BaseModel):
 
 
 class Place(NamedTuple):
-    """Where a record's data lies."""
+    """Where a record's data lies, and its CRC-32 if it is known."""
 
     shard: int
     offset: int
     length: int
+    checksum: int | None
 
 
 def serialise(example: Example, photo: bytes) -> bytes:
@@ -132,11 +139,11 @@ class PackedSplit:
     """A split of a packed data set, with its records in any order.
 
     Records lie in the order of the data set's entries, so that `entries[n]` describes record n. Every shard's checksum is
-    compared first.
+    compared first, or at a URL its size alone; every record's is when it is read.
     """
 
-    def __init__(self, packed: Path, split: str) -> None:
-        self.packed = packed
+    def __init__(self, packed: Location | str, split: str) -> None:
+        self.packed = packed = locate(packed)
         self.split = split
         self.spec = read_pack_spec(packed)
         if not self.spec.shards.get(split):
@@ -146,7 +153,7 @@ class PackedSplit:
         self.places: list[Place] = []
         for number, (shard, path) in enumerate(zip(self.spec.shards[split], self.files, strict=True)):
             _check_shard(path, shard)
-            self.places += _index(path, number, shard.records)
+            self.places += _index(path, number, shard)
         if len(self.places) != len(self.entries):
             raise P2PHDError(f"{packed}: pack.json and the shards of {split!r} disagree; pack again")
 
@@ -186,6 +193,8 @@ class PackedSplit:
             file.seek(place.offset)
             record = file.read(place.length)
         try:
+            if place.checksum not in (None, zlib.crc32(record)):
+                raise ValueError("its checksum is another")
             return unpack(record, self.entries[number], self.rgb)
         except (ValueError, OSError, SyntaxError) as error:  # Pillow's are among them.
             raise P2PHDError(
@@ -209,7 +218,7 @@ def decode_photo(photo: tf.Tensor) -> tf.Tensor:
     return tf.ensure_shape(tf.io.decode_image(photo, channels=3, expand_animations=False), [None, None, 3])
 
 
-def read_pack_spec(packed: Path) -> PackSpec:
+def read_pack_spec(packed: Location) -> PackSpec:
     """Read `pack.json`; raises `P2PHDError`."""
     path = packed / "pack.json"
     try:
@@ -223,26 +232,47 @@ def read_pack_spec(packed: Path) -> PackSpec:
         raise P2PHDError(f"{packed}: no packed data set here (pack.json is missing); {advice}") from None
 
 
-def _check_shard(path: Path, shard: Shard) -> None:
+def _check_shard(path: Location, shard: Shard) -> None:
     if not path.exists():
         raise P2PHDError(f"{path}: this shard is missing; pack again")
     check_regular(path)
     if path.stat().st_size != shard.bytes:
         raise P2PHDError(f"{path}: has {path.stat().st_size} bytes instead of {shard.bytes}; pack again")
+    if isinstance(path, Url):
+        return  # All of it would have to come over the network.
     if checksum(path) != shard.sha256:
         raise P2PHDError(f"{path}: is damaged, its checksum is not the one in pack.json; pack again")
 
 
-def _index(path: Path, shard: int, records: int) -> list[Place]:
+def _index(path: Location, number: int, shard: Shard) -> list[Place]:
     """Where each record lies, from the lengths alone."""
     places: list[Place] = []
-    offset, end = 0, path.stat().st_size
+    offset = 0
+    for length, crc in shard.index or _walk(path, shard):
+        places.append(Place(number, offset + HEADER, length, crc))
+        offset += HEADER + length + FOOTER
+    if len(places) != shard.records or offset != shard.bytes:
+        raise P2PHDError(f"{path}: does not hold {shard.records} records; pack again")
+    return places
+
+
+def index_shard(path: Path) -> tuple[tuple[int, int], ...]:
+    """The length and CRC-32 of each record of a whole shard."""
+    index, end = [], path.stat().st_size
+    with path.open("rb") as file:
+        while file.tell() < end:
+            (length,) = struct.unpack("<Q", file.read(HEADER)[:8])
+            index.append((length, zlib.crc32(file.read(length))))
+            file.seek(FOOTER, os.SEEK_CUR)
+    return tuple(index)
+
+
+def _walk(path: Location, shard: Shard) -> Iterator[tuple[int, None]]:
+    """The lengths of an older pack's records, as they stand in the shard."""
+    offset = 0
     with naming(path), path.open("rb") as file:
-        while offset + HEADER + FOOTER <= end and len(places) < records:
+        while offset + HEADER + FOOTER <= shard.bytes:
             file.seek(offset)
             (length,) = struct.unpack("<Q", file.read(HEADER)[:8])
-            places.append(Place(shard, offset + HEADER, length))
+            yield length, None
             offset += HEADER + length + FOOTER
-    if len(places) != records or offset != end:
-        raise P2PHDError(f"{path}: does not hold {records} records; pack again")
-    return places

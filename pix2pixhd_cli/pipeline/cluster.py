@@ -13,9 +13,11 @@ from pix2pixhd_cli.data.pictures import write_picture
 from pix2pixhd_cli.data.records import PackedSplit
 from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.features import ClassStyles, FeatureClusters, FeatureCodes
+from pix2pixhd_cli.mirror import STYLES, at_any_place
 from pix2pixhd_cli.pipeline.train import check_photos
 from pix2pixhd_cli.runs import Run
 from pix2pixhd_cli.settings import ClusterSettings, Settings, load_settings
+from pix2pixhd_cli.urls import Location
 
 CROPS = 4  # Real instances shown per style.
 CROP_SIDE = 64
@@ -23,8 +25,9 @@ LONGEST = 2  # A crop's longer side, at the most, in terms of its shorter one.
 FADE = 0.75  # How far everything but the instance fades to white.
 
 
+@at_any_place(STYLES, writing=True)
 def cluster(
-    run: Path, packed: Path | None = None, settings: Settings | None = None, *, names: Sequence[str] = ()
+    run: Path, packed: Location | str | None = None, settings: Settings | None = None, *, names: Sequence[str] = ()
 ) -> FeatureClusters:
     """Cluster the codes of each class and write `run/clusters.npz` and `run/clusters.png`.
 
@@ -41,7 +44,7 @@ def cluster(
         return _cluster(Run(run), packed, chosen, names)
 
 
-def _cluster(folder: Run, packed: Path | None, chosen: Settings, names: Sequence[str]) -> FeatureClusters:
+def _cluster(folder: Run, packed: Location | str | None, chosen: Settings, names: Sequence[str]) -> FeatureClusters:
     """Cluster for a run that is ours alone."""
     run = folder.folder
     codes, spec = FeatureCodes.load(folder.features), folder.spec()
@@ -68,11 +71,11 @@ def _cluster(folder: Run, packed: Path | None, chosen: Settings, names: Sequence
     return clusters
 
 
-def _encoded_split(codes: FeatureCodes, packed: Path | None) -> PackedSplit:
+def _encoded_split(codes: FeatureCodes, packed: Location | str | None) -> PackedSplit:
     """The packed split that was encoded; raises `P2PHDError` if it is not there any more, or is another one."""
     if not str(codes.packed):
         raise P2PHDError("these codes were imported without photos; `p2phd encode RUN PACKED` makes new ones")
-    split = PackedSplit(packed or Path(str(codes.packed)), str(codes.split))
+    split = PackedSplit(packed or str(codes.packed), str(codes.split))
     check_photos(split)
     sides = {entry.stem: (entry.height, entry.width) for entry in split.entries}
     for stem, box in zip(codes.stem, codes.box, strict=True):

@@ -16,28 +16,31 @@ from pix2pixhd_cli.data.parts import Parts, share, which_part
 from pix2pixhd_cli.data.records import PackedSplit
 from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.features import CODES, FeatureCodes
+from pix2pixhd_cli.mirror import MODEL, working_copy
 from pix2pixhd_cli.model.encoder import InstanceCodes
 from pix2pixhd_cli.painting import Painter
 from pix2pixhd_cli.pipeline.train import check_photos
 from pix2pixhd_cli.runs import Run
 from pix2pixhd_cli.settings import Part, Settings, load_settings
+from pix2pixhd_cli.urls import Location, locate
 
 PARTS = ".encode-parts"
 
 
-def encode(run: Path, packed: Path | None = None, settings: Settings | None = None) -> FeatureCodes:
+def encode(run: Location | str, packed: Location | str | None = None, settings: Settings | None = None) -> FeatureCodes:
     """Encode every instance of the split and write `run/features.npz`.
 
     `packed` is what the run was trained on by default. With `--part`, that part's codes alone are made, and put by. Raises
     `P2PHDError` if the run has no encoder, or if the data's classes are not the run's.
     """
-    chosen = settings or load_settings(run=run)
-    part = which_part(chosen.encode)
-    with Run(run).lock(shared=part is not None):
-        return _encode(Run(run), packed, chosen, part)
+    place = locate(run)
+    chosen = settings or load_settings(run=place)
+    part = which_part(chosen.encode, place)
+    with working_copy(place, MODEL, writing=True) as folder, folder.lock(shared=part is not None):
+        return _encode(folder, packed, chosen, part)
 
 
-def _encode(folder: Run, packed: Path | None, chosen: Settings, part: Part | None) -> FeatureCodes:
+def _encode(folder: Run, packed: Location | str | None, chosen: Settings, part: Part | None) -> FeatureCodes:
     """Encode for a run that is ours alone, or shared with other parts."""
     run = folder.folder
     if not chosen.encoder.enabled:
@@ -48,7 +51,7 @@ def _encode(folder: Run, packed: Path | None, chosen: Settings, part: Part | Non
     split = PackedSplit(packed or folder.packed(), chosen.encode.split or chosen.train.split)
     folder.check_classes(split.spec.dataset, split.packed)
     check_photos(split)
-    command = ("encode", run) if packed is None else ("encode", run, packed)
+    command = ("encode", run, *([str(packed)] if packed is not None else []))
     inputs = {"packed split": split.digest[:12], "model": folder.model_mark()}
     parts = Parts(run / PARTS, command, chosen.encode, inputs)
     if part is not None:

@@ -9,6 +9,7 @@ import tensorflow as tf
 from pix2pixhd_cli import console, engine
 from pix2pixhd_cli.data.files import staging_folder, take_place
 from pix2pixhd_cli.errors import P2PHDError
+from pix2pixhd_cli.mirror import MODEL, at_any_place
 from pix2pixhd_cli.model.pix2pixhd import Batch, Pix2PixHD
 from pix2pixhd_cli.painting import Painter
 
@@ -32,6 +33,7 @@ class Exported(tf.Module):
         return {"picture": model.generate(model.condition(batch), features)}
 
 
+@at_any_place(MODEL)
 def export(run: Path, folder: Path, *, onnx: bool = False) -> None:
     """Write `folder` as a SavedModel, and with `onnx` also `folder/model.onnx`.
 

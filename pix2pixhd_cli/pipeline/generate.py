@@ -28,6 +28,7 @@ from pix2pixhd_cli.features import (
     style_index,
     unknown_class,
 )
+from pix2pixhd_cli.mirror import PAINTING, at_any_place
 from pix2pixhd_cli.painting import Painter
 from pix2pixhd_cli.settings import GenerateSettings, Part, Settings, load_settings
 
@@ -44,6 +45,7 @@ class Scene:
     photo: NDArray[np.uint8] | None
 
 
+@at_any_place(PAINTING)
 def generate(run: Path, labels: Path, out: Path, settings: Settings | None = None) -> list[Path]:
     """Paint every label map of `labels` into `out/STEM.png`, of the label map's size; returns the files.
 

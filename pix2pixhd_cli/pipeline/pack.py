@@ -1,9 +1,11 @@
 """`p2phd pack`: a data set becomes TFRecord shards that training needs nothing else beside."""
 
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -21,12 +23,16 @@ from pix2pixhd_cli.data.files import (
     write_text,
 )
 from pix2pixhd_cli.data.parts import Parts, digest_of_files, parts_folder, share, which_part
-from pix2pixhd_cli.data.records import PackSpec, Shard, read_pack_spec, serialise
+from pix2pixhd_cli.data.records import PackSpec, Shard, index_shard, read_pack_spec, serialise
 from pix2pixhd_cli.errors import P2PHDError
+from pix2pixhd_cli.mirror import WRITER, claimed
 from pix2pixhd_cli.sealed import seal
 from pix2pixhd_cli.settings import PackSettings, Part, Settings
+from pix2pixhd_cli.urls import Location, Url, locate
 
 SHARD_BYTES = 256 << 20
+SHARD = re.compile(r".+-\d{5}-of-\d{5}\.tfrecord")
+PACK, PACKING = "pack.json", ".packing"
 
 
 class Plan(NamedTuple):
@@ -37,32 +43,59 @@ class Plan(NamedTuple):
     entries: Sequence[ExampleEntry]
 
 
-def pack(dataset: Path, packed: Path, settings: Settings | None = None) -> PackSpec:
+def pack(dataset: Path, packed: Location | str, settings: Settings | None = None) -> PackSpec:
     """Write `packed`: every example of every wanted split once, and `pack.json` last.
 
     A folder packed before is replaced once the new one is whole. With `--part`, that part's shards alone are made, in hiding,
     and described. Raises `P2PHDError`.
     """
-    chosen = (settings or Settings()).pack
-    part = which_part(chosen)
+    chosen, place = (settings or Settings()).pack, locate(packed)
+    part = which_part(chosen, place)
     spec = read_spec(dataset)
     plans = _plan(dataset, spec, chosen)
-    old = _old_pack(packed)
-    if packed.exists() and (not packed.is_dir() or (old is None and any(packed.iterdir()))):
-        raise P2PHDError(f"{packed}: holds other files; name a new or empty folder for the shards")
-    inputs = {"data set": digest_of_files(_files(dataset, spec, plans))}
-    parts = Parts(parts_folder(packed), ("pack", dataset, packed), chosen, inputs)
-    if part is not None:
-        return _pack_part(dataset, packed, spec, plans, parts, part)
-    making = _merged(packed, plans, parts) if chosen.merge else _made(dataset, packed, spec, plans, parts)
-    with making as (staging, shards):
-        result = _publish(spec, plans, shards, old, staging, packed)
+    if isinstance(place, Url):
+        result = _pack_to_url(dataset, place, spec, plans)
+    else:
+        old = _check_folder(place)
+        inputs = {"data set": digest_of_files(_files(dataset, spec, plans))}
+        parts = Parts(parts_folder(place), ("pack", dataset, place), chosen, inputs)
+        if part is not None:
+            return _pack_part(dataset, place, spec, plans, parts, part)
+        making = _merged(place, plans, parts) if chosen.merge else _made(dataset, place, spec, plans, parts)
+        with making as (staging, shards):
+            result = _publish(spec, plans, shards, old, staging, place)
     rows = [
         (split, sum(s.records for s in files), len(files), console.size(sum(s.bytes for s in files)))
         for split, files in result.shards.items()
     ]
     console.table("Packed", ["split", "examples", "shards", "size"], rows)
-    console.info(f"wrote {packed}")
+    console.info(f"wrote {place}")
+    return result
+
+
+def _pack_to_url(dataset: Path, packed: Url, spec: DatasetSpec, plans: Sequence[Plan]) -> PackSpec:
+    """Write each shard into a temporary folder, and make room for the next by copying it up.
+
+    While `pack.json` is missing, `PACKING` says that shards here are ours, and may be replaced.
+    """
+    _check_url(packed)
+    shards = []
+    with claimed(packed), TemporaryDirectory(prefix="p2phd-") as temporary:
+        (packed / PACKING).write_text("")
+        (packed / PACK).remove()
+        with console.progress("packing", sum(len(plan.entries) for plan in plans)) as bar:
+            for plan in plans:
+                shards.append(_write_shard(Path(temporary), dataset, spec, plan, lambda: bar.advance(bar.task_ids[0])))
+                shard = Path(temporary) / plan.file
+                with shard.open("rb") as file:
+                    (packed / plan.file).put(file)
+                shard.unlink()
+        for name in set(packed.names()) - {plan.file for plan in plans}:
+            if SHARD.fullmatch(name):
+                (packed / name).remove()
+        result = _spec_of(spec, plans, shards)
+        (packed / PACK).write_text(_described(result))
+        (packed / PACKING).remove()
     return result
 
 
@@ -127,7 +160,7 @@ def _publish(
     for path in list(staging.iterdir()):
         if path.name not in {plan.file for plan in plans}:
             path.unlink()  # Parts of other settings, or half a shard.
-    write_text(staging / "pack.json", seal(result.model_dump(mode="json")))
+    write_text(staging / PACK, _described(result))
     if old is None:
         take_place(staging, packed)
     else:
@@ -143,9 +176,32 @@ def _spec_of(spec: DatasetSpec, plans: Sequence[Plan], shards: Sequence[Shard]) 
     return PackSpec(shards={split: tuple(found) for split, found in of_split.items()}, dataset=spec)
 
 
-def _old_pack(packed: Path) -> PackSpec | None:
+def _described(spec: PackSpec) -> str:
+    """The text of `pack.json`."""
+    return seal(spec.model_dump(mode="json"))
+
+
+def _check_folder(packed: Path) -> PackSpec | None:
+    """What was packed here before, if anything was; raises `P2PHDError` where anything else lies."""
+    old = _old_pack(packed)
+    if packed.exists() and (not packed.is_dir() or (old is None and any(packed.iterdir()))):
+        raise P2PHDError(f"{packed}: holds other files; name a new or empty folder for the shards")
+    return old
+
+
+def _check_url(packed: Url) -> None:
+    """Refuse a URL where anything else lies."""
+    old, names = _old_pack(packed), packed.names()
+    ours = {PACK, PACKING, WRITER} | {shard.file for shards in (old.shards if old else {}).values() for shard in shards}
+    for name in names:
+        shard = PACKING in names and SHARD.fullmatch(name)
+        if name not in ours and not shard and not name.endswith(".partial"):
+            raise P2PHDError(f"{packed}: holds other files ({name}); name a new or empty folder for the shards")
+
+
+def _old_pack(packed: Location) -> PackSpec | None:
     """What was packed before, if anything was."""
-    if not (packed / "pack.json").exists():
+    if not (packed / PACK).exists():
         return None
     try:
         return read_pack_spec(packed)
@@ -207,7 +263,13 @@ def _write_shard(folder: Path, dataset: Path, spec: DatasetSpec, plan: Plan, adv
 
 def _describe(path: Path, plan: Plan, digest: str) -> Shard:
     """What `pack.json` says of a shard."""
-    return Shard(file=path.name, records=len(plan.entries), bytes=path.stat().st_size, sha256=digest)
+    return Shard(
+        file=path.name,
+        records=len(plan.entries),
+        bytes=path.stat().st_size,
+        sha256=digest,
+        index=index_shard(path),
+    )
 
 
 def _split_bytes(dataset: Path, spec: DatasetSpec, split: str) -> int:

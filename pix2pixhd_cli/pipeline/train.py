@@ -8,24 +8,26 @@ from pix2pixhd_cli import __version__, console, engine
 from pix2pixhd_cli.coarse_to_fine import resolve_encoder, start_from
 from pix2pixhd_cli.data.batches import Deal
 from pix2pixhd_cli.data.records import PackedSplit
-from pix2pixhd_cli.devices import Team, gather_team
+from pix2pixhd_cli.devices import Team, gather_team, is_chief
 from pix2pixhd_cli.errors import P2PHDError, SettingsError
+from pix2pixhd_cli.mirror import DESCRIPTION, START, training_copy, working_copy
 from pix2pixhd_cli.model.build import build_model, side_multiple, smallest_side
 from pix2pixhd_cli.model.pix2pixhd import Pix2PixHD
 from pix2pixhd_cli.perceptual_weights import VggFile, cached_imagenet, load_vgg
 from pix2pixhd_cli.runs import Run, Sources
 from pix2pixhd_cli.settings import Settings, TrainSettings, changes, load_settings, parse_size, settings_of_run
 from pix2pixhd_cli.training import Trainer, estimate_memory, sizes, trained_sizes
+from pix2pixhd_cli.urls import Location, locate
 
 PAPER_PERCEPTUAL = 10.0
 
 
 def train(
-    packed: Path,
-    run: Path,
+    packed: Location | str,
+    run: Location | str,
     settings: Settings | None = None,
     *,
-    init_from: Path | None = None,
+    init_from: Location | str | None = None,
     resume: bool = False,
     dry_run: bool = False,
 ) -> None:
@@ -41,28 +43,32 @@ def train(
 
     Raises `P2PHDError` for data that cannot be trained on, and `Interrupted` after Ctrl-C or SIGTERM, once all is saved.
     """
-    going_on = resume and Run(run).exists
-    chosen = settings or (load_settings(run=run, resume=True) if going_on else Settings())
-    split = PackedSplit(packed, chosen.train.split)
-    _check_run(Run(run), split, resume)
-    team = gather_team(chosen.train.devices, chosen.train.join_minutes)
-    if team.replicas > 1:
-        console.info(f"{team.role}, {team.replicas} devices in all")
-    if dry_run:
-        trainer, _ = _build(Run(run), split, chosen, init_from, going_on, team)
-        _estimate_time(trainer)
-        return
-    with Run(run).lock() if team.is_chief else nullcontext():
-        if team.is_chief:
-            _check_run(Run(run), split, resume)
-            going_on = Run(run).exists
-        if resume and not going_on:
-            console.warn(f"{run}: there is nothing to go on from; starting anew, with the settings given now")
-        _train(Run(run), split, chosen, init_from, going_on, team)
+    source = locate(init_from) if init_from is not None else None
+    with training_copy(run) if is_chief() and not dry_run else working_copy(run, DESCRIPTION) as folder:
+        going_on = resume and folder.exists
+        chosen = settings or (load_settings(run=folder.folder, resume=True) if going_on else Settings())
+        split = PackedSplit(packed, chosen.train.split)
+        _check_run(folder, split, resume)
+        team = gather_team(chosen.train.devices, chosen.train.join_minutes)
+        if team.replicas > 1:
+            console.info(f"{team.role}, {team.replicas} devices in all")
+        if dry_run:
+            trainer, _ = _build(folder, split, chosen, source, going_on, team)
+            _estimate_time(trainer)
+            return
+        with folder.lock() if team.is_chief else nullcontext():
+            if team.is_chief:
+                _check_run(folder, split, resume)
+                going_on = folder.exists
+            if resume and not going_on:
+                console.warn(
+                    f"{folder.folder}: there is nothing to go on from; starting anew, with the settings given now"
+                )
+            _train(folder, split, chosen, source, going_on, team)
 
 
 def _train(
-    folder: Run, split: PackedSplit, settings: Settings, init_from: Path | None, resuming: bool, team: Team
+    folder: Run, split: PackedSplit, settings: Settings, init_from: Location | None, resuming: bool, team: Team
 ) -> None:
     """Train in a folder that is the team's alone; the chief reads and writes its checkpoints."""
     if resuming:
@@ -97,7 +103,7 @@ def _enter(folder: Run, trainer: Trainer, sources: Sources, resuming: bool) -> i
     return start
 
 
-def _start_of(folder: Run, asked: Path | None) -> Path | None:
+def _start_of(folder: Run, asked: Location | None) -> Location | None:
     """The run whose weights a run starts from that has no checkpoint yet; refuses any but the one that it was begun with."""
     sources = folder.sources()
     if asked is not None and asked.resolve() != sources.init_from:
@@ -106,7 +112,7 @@ def _start_of(folder: Run, asked: Path | None) -> Path | None:
 
 
 def _build(
-    folder: Run, split: PackedSplit, settings: Settings, init_from: Path | None, resuming: bool, team: Team
+    folder: Run, split: PackedSplit, settings: Settings, init_from: Location | None, resuming: bool, team: Team
 ) -> tuple[Trainer, Sources]:
     """Check that everything fits, and build the networks on the team's devices; also returns what they were made from."""
     chosen = _resolve_encoder(settings, split, init_from)
@@ -129,8 +135,9 @@ def _build(
         model = build_model(chosen, labels=spec.labels, ignored=spec.ignored, training=True, vgg=vgg and vgg.vgg)
     init_step = None
     if init_from is not None:
-        _check_start(Run(init_from), split)
-        init_step = start_from(model, chosen, init_from)
+        with working_copy(init_from, START) as source:
+            _check_start(source, split)
+            init_step = start_from(model, chosen, source.folder)
         if resuming and init_step != folder.sources().init_step:
             raise P2PHDError(f"{init_from}: was trained on since {folder.folder} started from it; start a new run")
     trainer = Trainer(model, split, chosen, team)
@@ -192,7 +199,7 @@ def _record_changes(folder: Run, split: PackedSplit, settings: Settings, step: i
     folder.save_settings(settings)
 
 
-def _resolve_encoder(settings: Settings, split: PackedSplit, init_from: Path | None) -> Settings:
+def _resolve_encoder(settings: Settings, split: PackedSplit, init_from: Location | None) -> Settings:
     """Unless the user chose, take over the encoder of `init_from`; without it, train one where there is something to pool."""
     if init_from is not None:
         return resolve_encoder(settings, init_from, asked=settings.encoder.enabled)

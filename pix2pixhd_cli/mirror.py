@@ -14,7 +14,7 @@ import secrets
 import shutil
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from hashlib import sha256
 from pathlib import Path
@@ -97,9 +97,11 @@ class Claim:
 
     def release(self) -> None:
         """Give it back, if it is still ours."""
-        with suppress(OSError):
-            self.check()
-            self._place.remove()
+        try:
+            if _read_writer(self._place) == self.writer:
+                self._place.remove()
+        except (OSError, P2PHDError) as error:
+            console.warn(f"{told(error)}; delete {self._place}, or other machines will wait for this one")
 
 
 def _read_writer(place: Location) -> Writer | None:
@@ -173,25 +175,21 @@ class Mirror(Run):
         except BaseException:
             self._give_up()
             raise
-        try:
-            self.copy_up()
-        except OSError as error:
-            raise P2PHDError(f"{told(error)}; {self._left_behind()}") from None
-        self._end()
+        self._finish()
 
     def _begin(self) -> None:
         self.fetch(self._scope)
 
     def _give_up(self) -> None:
-        self._end()
-
-    def _end(self) -> None:
         self._claim.release()
 
-    def _left_behind(self) -> str:
-        """What became of that which could not be copied."""
-        self._end()
-        return "so nothing was kept; run the command again"
+    def _finish(self) -> None:
+        try:
+            self.copy_up()
+        except OSError as error:
+            raise P2PHDError(f"{told(error)}; nothing was kept, run the command again") from None
+        finally:
+            self._claim.release()
 
     def fetch(self, scope: tuple[str, ...]) -> None:
         """Bring those files of the URL here that are there."""
@@ -267,11 +265,11 @@ class TrainingMirror(Mirror):
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _begin(self) -> None:
-        write_text(self._writer, seal(self._claim.writer.model_dump()))
         if self._is_newest:
             self._compare()
         else:
             super()._begin()
+        write_text(self._writer, seal(self._claim.writer.model_dump()))  # From now on this copy is the newest.
 
     def _compare(self) -> None:
         """Take checkpoints that have their files' sizes at the URL as copied up, and nothing else."""
@@ -282,18 +280,20 @@ class TrainingMirror(Mirror):
 
     def _give_up(self) -> None:
         try:
+            self._finish()
+        except P2PHDError as error:
+            console.warn(str(error))
+
+    def _finish(self) -> None:
+        try:
             self.copy_up()
         except OSError as error:
-            console.warn(f"{told(error)}; {self._left_behind()}")
-        else:
-            self._end()
-
-    def _end(self) -> None:
-        super()._end()
+            raise P2PHDError(
+                f"{told(error)}; what was not copied up lies in {self._base}, and `p2phd train --resume` on this machine goes on "
+                "with it"
+            ) from None
+        self._claim.release()
         self.clear()
-
-    def _left_behind(self) -> str:
-        return f"what was not copied up lies in {self._base}, and the same command with --resume goes on with it"
 
 
 @contextmanager

@@ -103,6 +103,7 @@ class Url:
             files.makedirs(self.parent.text)
             beside.remove()
             with beside.open("wb") as file:
+                file.write(b"")  # Or an empty file would not be made.
                 shutil.copyfileobj(source, file, CHUNK)
             files.rename(beside.text, self.text, overwrite=True)
 

@@ -22,13 +22,14 @@ FLOORS = [
     {"cli"},
     {"options", "pipeline"},
     {"training", "stepping", "painting", "coarse_to_fine"},
+    {"mirror"},
     {"features", "runs", "images", "perceptual_weights", "reference"},
     {"model", "data", "devices"},
-    {"console", "engine", "boundary", "sealed", "settings"},
+    {"console", "engine", "boundary", "sealed", "settings", "urls"},
     {"errors", "__init__"},
 ]
 HEAVY = {"tensorflow", "keras", "numpy", "sklearn", "scipy", "PIL"}
-LEAN = ["cli", "options", "settings", "errors", "console", "engine", "sealed"]
+LEAN = ["cli", "options", "settings", "errors", "console", "engine", "sealed", "urls"]
 
 
 def room(module: str) -> str:

@@ -51,7 +51,7 @@ def _encode(folder: Run, packed: Location | str | None, chosen: Settings, part: 
     split = PackedSplit(packed or folder.packed(), chosen.encode.split or chosen.train.split)
     folder.check_classes(split.spec.dataset, split.packed)
     check_photos(split)
-    command = ("encode", run, *([str(packed)] if packed is not None else []))
+    command = ["encode", str(run), *([str(packed)] if packed is not None else [])]
     inputs = {"packed split": split.digest[:12], "model": folder.model_mark()}
     parts = Parts(run / PARTS, command, chosen.encode, inputs)
     if part is not None:

@@ -278,23 +278,13 @@ def test_a_cluster_of_one_is_no_cluster(
 def test_the_local_script_runs_two_workers(
     packed: Path, by_two: tuple[Path, list[tuple[int, str]]], tmp_path: Path
 ) -> None:
-    """As README has it."""
+    """As README has it; of a run at a URL, the chief alone has a copy."""
     run, config = tmp_path / "run", by_two[0].with_name("settings.toml")
-    command: list[str | Path] = [
-        sys.executable,
-        "-m",
-        "pix2pixhd_cli",
-        "train",
-        packed,
-        run,
-        "--config",
-        config,
-        "--epochs",
-        "2",
-    ]
+    train_command = [sys.executable, "-m", "pix2pixhd_cli", "train", packed, f"file://{run}"]
     done = subprocess.run(
-        [sys.executable, CLUSTER / "local.py", "2", *command],
-        env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+        [sys.executable, CLUSTER / "local.py", "2", *train_command, "--config", config, "--epochs", "2"],
+        env={**ENVIRONMENT, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "[0] worker 1 of 2" in done.stdout and "[1] worker 2 of 2" in done.stdout

@@ -202,6 +202,17 @@ def test_what_must_lie_on_this_machine(p2phd: Command, run: Path, dataset: Path,
     assert not (tmp_path / "x").exists() and refuse_url(None) is None
 
 
+def test_parts_need_a_folder(p2phd: Command, dataset: Path, run: Path, there: Path) -> None:
+    shutil.copytree(run, there)
+    for words in (
+        ("pack", dataset, f"file://{there}-packed", "--part", "1/2"),
+        ("pack", dataset, f"file://{there}-packed", "--merge"),
+        ("encode", f"file://{there}", "--part", "1/2"),
+    ):
+        outcome = p2phd(*words)
+        assert outcome.code == 2 and "parts need a folder that all of them share" in outcome.err, outcome.err
+
+
 def test_a_pack_at_a_url_is_the_same(dataset: Path, packed: Path, url: str, there: Path) -> None:
     pack(dataset, as_url(there), Settings(pack={"shards": 2}))
     assert len(list(there.glob("train*"))) == 2

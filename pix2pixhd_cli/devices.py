@@ -151,9 +151,15 @@ def gather_team(devices: str, join_minutes: float) -> Team:
     together after `join_minutes`. It must come before TensorFlow does any work.
     """
     cluster = read_cluster(os.environ.get("TF_CONFIG"))
+    if cluster is None or len(cluster.addresses) == 1:
+        return take_devices(devices)
+    _take(devices)
+    return _join(cluster, 60 * join_minutes)
+
+
+def take_devices(devices: str) -> Team:
+    """Take the devices of this machine that `--devices` names; raises `SettingsError` if they are not there."""
     taken = _take(devices)
-    if cluster is not None and len(cluster.addresses) > 1:
-        return _join(cluster, 60 * join_minutes)
     strategy = tf.distribute.MirroredStrategy(list(taken)) if len(taken) > 1 else tf.distribute.get_strategy()
     return Team(strategy, taken)
 

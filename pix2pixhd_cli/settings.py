@@ -113,6 +113,18 @@ WhichPart = Annotated[
         description="Do part I of N alone, as I/N, while others do the rest, anywhere on a shared folder; --merge comes last.",
     ),
 ]
+BatchSize = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=1 << 16,
+        description="Pictures of one size that a device works on at once; what comes of it is the same.",
+    ),
+]
+Devices = Annotated[
+    DevicesText,
+    Field(examples=["4"], description="auto takes all GPUs, or the CPU where there are none; cpu; or so many GPUs."),
+]
 Merge = Annotated[bool, Field(description="Put the parts together, once all are done; they need the same settings.")]
 
 
@@ -328,6 +340,8 @@ class EncodeSettings(Section):
     split: str | None = Field(
         None, examples=["train"], description="Split whose instances are encoded; the run's training split by default."
     )
+    batch_size: BatchSize = 1
+    devices: Devices = "auto"
     part: WhichPart = None
     merge: Merge = False
 
@@ -369,6 +383,8 @@ class GenerateSettings(Section):
     )
     ema: bool = Field(True, description="Paint with the averaged generator, if the run has one (train --ema).")
     max_pixels: int = Field(1 << 25, ge=1, description="Refuse larger pictures, before memory is taken for them.")
+    batch_size: BatchSize = 1
+    devices: Devices = "auto"
     part: WhichPart = None
     merge: Merge = False
 

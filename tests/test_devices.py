@@ -280,7 +280,7 @@ def test_the_local_script_runs_two_workers(
 ) -> None:
     """As README has it; of a run at a URL, the chief alone has a copy."""
     run, config = tmp_path / "run", by_two[0].with_name("settings.toml")
-    train_command = [sys.executable, "-m", "pix2pixhd_cli", "train", packed, f"file://{run}"]
+    train_command: list[str | Path] = [sys.executable, "-m", "pix2pixhd_cli", "train", packed, f"file://{run}"]
     done = subprocess.run(
         [sys.executable, CLUSTER / "local.py", "2", *train_command, "--config", config, "--epochs", "2"],
         env={**ENVIRONMENT, "XDG_CACHE_HOME": str(tmp_path / "cache")},

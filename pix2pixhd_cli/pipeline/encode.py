@@ -1,7 +1,6 @@
 """`p2phd encode`: a feature code for every instance of the training split."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,7 @@ from pix2pixhd_cli.data.records import PackedSplit
 from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.features import CODES, FeatureCodes
 from pix2pixhd_cli.mirror import MODEL, working_copy
-from pix2pixhd_cli.model.encoder import InstanceCodes
-from pix2pixhd_cli.painting import Painter
+from pix2pixhd_cli.painting import Painter, PhotoCodes, gathered
 from pix2pixhd_cli.pipeline.train import check_photos
 from pix2pixhd_cli.runs import Run
 from pix2pixhd_cli.settings import Part, Settings, load_settings
@@ -47,7 +45,7 @@ def _encode(folder: Run, packed: Location | str | None, chosen: Settings, part: 
         raise P2PHDError(
             f"{run}: was trained without an encoder, so it has no feature codes; train with --encoder-enabled"
         )
-    painter = Painter(run, chosen)
+    painter = Painter(run, chosen, batch_size=chosen.encode.batch_size, devices=chosen.encode.devices)
     split = PackedSplit(packed or folder.packed(), chosen.encode.split or chosen.train.split)
     folder.check_classes(split.spec.dataset, split.packed)
     check_photos(split)
@@ -89,30 +87,35 @@ def _read(path: Path, painter: Painter) -> dict[str, NDArray[Any]]:
 
 
 def _encode_all(painter: Painter, split: PackedSplit, numbers: Sequence[int]) -> FeatureCodes:
-    """The codes of these examples, one picture at a time."""
-    found = []
+    """The codes of these examples, in their order."""
+    found: dict[int, dict[str, NDArray[Any]]] = {}
     with console.progress("encoding", len(numbers)) as bar:
-        for example in split.examples(numbers):
-            found.append(_encode_one(painter, example))
-            bar.advance(bar.task_ids[0])
-    return _join(found, painter, split)
+        examples = zip(numbers, split.examples(numbers), strict=True)
+        for group in gathered(examples, lambda pair: pair[1].instance.shape, painter.most):
+            found |= zip(
+                [number for number, _ in group], _encode_group(painter, [one for _, one in group]), strict=True
+            )
+            bar.advance(bar.task_ids[0], len(group))
+    return _join((found[number] for number in numbers), painter, split)
 
 
-def _encode_one(painter: Painter, example: Example) -> dict[str, NDArray[Any]]:
-    example = replace(example, instance=painter.regions(example.label, example.instance).astype(np.int32))
-    assert example.photo is not None
-    found = painter.encode(example.photo, example.instance)
-    if not np.isfinite(found.codes.numpy()).all():
-        raise P2PHDError(
-            f"{painter.run.folder}: its encoder gives no finite codes; the training went wrong, train again"
-        )
-    return _describe(example, found)
+def _encode_group(painter: Painter, examples: Sequence[Example]) -> Iterator[dict[str, NDArray[Any]]]:
+    """Encode examples of one size."""
+    pairs = []
+    for example in examples:
+        assert example.photo is not None
+        pairs.append((example.photo, painter.regions(example.label, example.instance).astype(np.int32)))
+    for example, codes in zip(examples, painter.encode_all(pairs), strict=True):
+        if not np.isfinite(codes.codes).all():
+            raise P2PHDError(
+                f"{painter.run.folder}: its encoder gives no finite codes; the training went wrong, train again"
+            )
+        yield _describe(example, codes)
 
 
-def _describe(example: Example, found: InstanceCodes) -> dict[str, NDArray[Any]]:
+def _describe(example: Example, found: PhotoCodes) -> dict[str, NDArray[Any]]:
     """Code, class, share and bounding box of each encoded instance."""
-    index = found.index.numpy()[0]
-    ids = found.key.numpy() & 0xFFFFFFFF  # One picture: the key is the instance's id.
+    index, ids = found.index, found.ids
     classes = {} if example.label.ndim == 3 else majority_classes(tally(index, example.label))[0]
     box = np.empty((len(ids), 4), np.int32)
     rows, columns = np.indices(index.shape, np.int32)
@@ -121,11 +124,11 @@ def _describe(example: Example, found: InstanceCodes) -> dict[str, NDArray[Any]]
         (np.minimum if start else np.maximum).at(edge, index.ravel(), line.ravel())
         box[:, n] = edge if start else edge + 1
     return {
-        "code": found.codes.numpy().astype(np.float32),
+        "code": found.codes.astype(np.float32),
         "label": np.array([classes.get(n, -1) for n in range(len(ids))], np.int32),
         "instance": ids.astype(np.int32),
         "stem": np.array([example.stem] * len(ids), np.str_),
-        "share": (found.pixels.numpy() / index.size).astype(np.float32),
+        "share": (found.pixels / index.size).astype(np.float32),
         "box": box,
     }
 

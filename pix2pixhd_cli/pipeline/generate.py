@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from pix2pixhd_cli.features import (
     unknown_class,
 )
 from pix2pixhd_cli.mirror import PAINTING, at_any_place
-from pix2pixhd_cli.painting import Painter
+from pix2pixhd_cli.painting import Painter, Request, gathered
 from pix2pixhd_cli.settings import GenerateSettings, Part, Settings, load_settings
 
 PARTS = ".generate-parts"
@@ -60,7 +61,7 @@ def generate(run: Path, labels: Path, out: Path, settings: Settings | None = Non
     """
     chosen = settings or load_settings(run=run)
     part = which_part(chosen.generate)
-    painter = Painter(run, chosen)
+    painter = Painter(run, chosen, batch_size=chosen.generate.batch_size, devices=chosen.generate.devices)
     styler, shown = _styler(painter, chosen.generate)
     scenes = _Scenes(painter, labels, chosen.generate, styler.needs_photo())
     if out.exists() and not out.is_dir():
@@ -161,51 +162,62 @@ def _paint_all(
     """Paint every scene; returns each file that was written."""
     written: list[Path] = []
     with console.progress("painting", len(scenes)) as bar:
-        for scene in scenes:
-            written += _paint(painter, styler, scene, out, settings, shown)
-            bar.advance(bar.task_ids[0])
+        for group in gathered(scenes, lambda scene: painter.padded_size(scene.label), painter.most):
+            written += _paint(painter, styler, group, out, settings, shown)
+            bar.advance(bar.task_ids[0], len(group))
     return written
 
 
 def _paint(
     painter: Painter,
     styler: Styler,
-    scene: Scene,
+    scenes: Sequence[Scene],
     out: Path,
     settings: GenerateSettings,
     shown: Sequence[tuple[str, ClassStyles, int]],
 ) -> Iterator[Path]:
-    """Paint one scene, with its grid and strips if wanted; yields each file that was written."""
-    picture = _in_style(painter, styler, scene)
-    colours = images.colour_labels(scene.label, painter.spec.classes)
-    if settings.grid:
-        path = out / "grids" / f"{scene.stem}.png"
-        write_picture(path, images.grid([[colours, picture]], ["label", "generated"]))
-        yield path
-    for name, styles, identity in shown:
-        if identity in painter.instances(scene.label, scene.instance).values():
+    """Paint scenes of one size, with their grids and strips if wanted; yields each file that was written."""
+    requests = []
+    for scene in scenes:
+        requests.append(_request(painter, styler, scene))
+        for _, styles, identity in _present(painter, scene, shown):
             rules = [Rule("--all-codes", identity, None, Choice("cluster", n)) for n in range(len(styles.centres))]
-            cells = [colours, *(_in_style(painter, styler, scene, [rule]) for rule in rules)]
-            titles = ["label", *(f"{name} {styles.title(n)}" for n in range(len(rules)))]
-            path = out / "strips" / plain_name(f"{scene.stem}-{name}.png")
-            write_picture(path, images.grid([cells], titles))
+            requests += [_request(painter, styler, scene, [rule]) for rule in rules]
+    painted = iter(painter.paint_all(requests))
+    for scene in scenes:
+        picture = next(painted)
+        colours = images.colour_labels(scene.label, painter.spec.classes)
+        if settings.grid:
+            path = out / "grids" / f"{scene.stem}.png"
+            write_picture(path, images.grid([[colours, picture]], ["label", "generated"]))
             yield path
-    path = out / f"{scene.stem}.png"
-    write_picture(path, picture)
-    yield path
+        for name, styles, _ in _present(painter, scene, shown):
+            titles = [f"{name} {styles.title(n)}" for n in range(len(styles.centres))]
+            path = out / "strips" / plain_name(f"{scene.stem}-{name}.png")
+            write_picture(path, images.grid([[colours, *islice(painted, len(titles))]], ["label", *titles]))
+            yield path
+        path = out / f"{scene.stem}.png"
+        write_picture(path, picture)
+        yield path
 
 
-def _in_style(painter: Painter, styler: Styler, scene: Scene, extra: Sequence[Rule] = ()) -> images.Picture:
+def _present(
+    painter: Painter, scene: Scene, shown: Sequence[tuple[str, ClassStyles, int]]
+) -> list[tuple[str, ClassStyles, int]]:
+    """Of the classes to show, those that the scene has."""
+    if not shown:
+        return []
+    classes = set(painter.instances(scene.label, scene.instance).values())
+    return [one for one in shown if one[2] in classes]
+
+
+def _request(painter: Painter, styler: Styler, scene: Scene, extra: Sequence[Rule] = ()) -> Request:
+    """A scene in the styles that are wanted."""
     gates = {}
     if painter.channels:
         gates = styler.gates(scene.stem, painter.instances(scene.label, scene.instance), extra)
-    return painter.paint(
-        scene.label,
-        scene.instance,
-        codes={i: gate.code for i, gate in gates.items()},
-        gains={i: gate.gain for i, gate in gates.items()},
-        photo=scene.photo,
-    )
+    codes, gains = ({i: getattr(gate, name) for i, gate in gates.items()} for name in ("code", "gain"))
+    return Request(scene.label, scene.instance, codes, gains, scene.photo)
 
 
 def _warn(painter: Painter, styler: Styler, scenes: "_Scenes") -> None:

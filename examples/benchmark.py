@@ -1,6 +1,9 @@
 """How long the work takes, and how much memory: one JSON line per command, measured on the product's own code.
 
     python examples/benchmark.py step     --height 128 --width 256                 # seconds per training step
+    python examples/benchmark.py memory   --height 128 --width 256 --recompute     # what `train` says of it, and what is true
+    python examples/cluster/local.py 2 python examples/benchmark.py step           # the same by two workers
+    python examples/cluster/local.py 2 python examples/benchmark.py reduce         # seconds to sum gradients over workers
     python examples/benchmark.py generate --height 512 --width 1024                # seconds per picture, after the first
     python examples/benchmark.py generate --height 1024 --width 2048 --local --ngf 32
     python examples/benchmark.py pool     --height 512 --width 1024 --instances 60 # pooling, forward and backward
@@ -10,8 +13,8 @@
     python examples/benchmark.py prepare  --height 512 --width 1024                # seconds per picture of twice that size
 
 Every command draws its own data, packs it where needed with the product's own commands, and prints
-{"what": …, "median_s": …, "min_s": …, "peak_rss_mb": …}, with "images_per_s" where it goes through a data set. VGG has random
-weights unless --perceptual-weights names a file.
+{"what": …, "median_s": …, "min_s": …, "peak_rss_mb": …}, with "images_per_s" where it goes through a data set, and what else it
+knows. VGG has random weights unless --perceptual-weights names a file.
 """
 
 import argparse
@@ -44,7 +47,8 @@ if TYPE_CHECKING:
 FLAGS = {
     "height": (128, "of a picture"),
     "width": (256, "of a picture"),
-    "batch": (1, "pictures per step"),
+    "batch": (1, "pictures at a time"),
+    "accumulate": (1, "such batches per step"),
     "ngf": (64, "filters of the generator"),
     "downs": (4, "its downsamplings"),
     "blocks": (9, "its residual blocks"),
@@ -57,6 +61,7 @@ FLAGS = {
     "seed": (0, "of everything random"),
 }
 LABELS = 35
+NOTES: dict[str, int] = {}  # What is printed beside the figures.
 PER_RUN = 24  # Pictures that `batches`, `encode` and `prepare` go through at once.
 
 
@@ -69,6 +74,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{help_text} (default {default})")
     parser.add_argument("--local", action="store_true", help="the local enhancer; --ngf is its own width")
     parser.add_argument("--recompute", action="store_true", help="train with recomputed blocks")
+    parser.add_argument("--precision", default="float32", help="what training convolves in")
     parser.add_argument("--perceptual-weights", metavar="FILE", help="VGG's weights")
     arguments = parser.parse_args()
     if arguments.what == "untrained":
@@ -78,13 +84,13 @@ def main() -> None:
     median, peak = statistics.median(seconds), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     figures = {"median_s": round(median, 4), "min_s": round(min(seconds), 4), "peak_rss_mb": peak}
     pace = {"images_per_s": round(1 / median, 2)} if arguments.what in PACED else {}
-    print(json.dumps({"what": arguments.what, **figures, **pace}), flush=True)
+    print(json.dumps({"what": arguments.what, **figures, **pace, **NOTES}), flush=True)
     return None
 
 
 def step(arguments: argparse.Namespace, folder: Path) -> Iterator[float]:
     """Training steps as `train` runs them, each with the wait for its batch."""
-    packed = _pack(arguments, folder, arguments.batch * (arguments.runs + 1))
+    packed = _pack(arguments, folder, arguments.batch * arguments.accumulate * (arguments.runs + 1))
     engine.start()
     from pix2pixhd_cli.data.records import PackedSplit
     from pix2pixhd_cli.devices import gather_team
@@ -104,7 +110,33 @@ def step(arguments: argparse.Namespace, folder: Path) -> Iterator[float]:
         _, epoch, turns = next(portions)
         trainer.step(turns, epoch)
 
+    if arguments.what == "memory":
+        NOTES["estimate_mb"] = trainer.memory() >> 20
     yield from _timed(one, arguments.runs)
+
+
+def memory(arguments: argparse.Namespace, folder: Path) -> Iterator[float]:
+    """The same, with what `train` would have said of the memory."""
+    yield from step(arguments, folder)
+
+
+def reduce(arguments: argparse.Namespace, folder: Path) -> Iterator[float]:
+    """The sum of all gradients over the workers of TF_CONFIG, by itself."""
+    del folder
+    engine.start()
+    import tensorflow as tf
+
+    from pix2pixhd_cli.devices import gather_team
+    from pix2pixhd_cli.model.build import build_model
+    from pix2pixhd_cli.stepping import sum_over_replicas
+
+    settings = _settings(arguments)
+    team = gather_team(settings.train.devices, settings.train.join_minutes)
+    model = build_model(settings, labels=LABELS, ignored=(255,), training=True)
+    tensors = [tf.zeros(v.shape) for v in (*model.generator_variables, *model.discriminator_variables)]
+    NOTES["megabytes"] = sum(4 * int(tensor.shape.num_elements()) for tensor in tensors) >> 20
+    sum_up = tf.function(lambda: team.strategy.run(sum_over_replicas, (tensors,)))
+    yield from _timed(lambda: [tensor.numpy() for tensor in sum_up()], arguments.runs)
 
 
 def generate(arguments: argparse.Namespace, folder: Path) -> Iterator[float]:
@@ -147,9 +179,11 @@ def encode(arguments: argparse.Namespace, folder: Path) -> Iterator[float]:
     engine.start()
     from pix2pixhd_cli import console
     from pix2pixhd_cli.pipeline.encode import encode as encode_split
+    from pix2pixhd_cli.settings import load_settings
 
     console.be_quiet(True)
-    yield from (s / PER_RUN for s in _timed(lambda: encode_split(run, packed), arguments.runs))
+    settings = load_settings({"encode": {"batch_size": arguments.batch}}, run=run)
+    yield from (s / PER_RUN for s in _timed(lambda: encode_split(run, packed, settings), arguments.runs))
 
 
 def batches(arguments: argparse.Namespace, folder: Path) -> Iterator[float]:
@@ -205,7 +239,7 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> Iterator[float]:
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace, Path], Iterator[float]]] = {
-    command.__name__: command for command in (step, generate, pool, encode, batches, tree, prepare)
+    command.__name__: command for command in (step, memory, reduce, generate, pool, encode, batches, tree, prepare)
 }
 PACED = ("encode", "batches", "tree", "prepare")
 
@@ -296,6 +330,8 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
             "seed": arguments.seed,
             "perceptual_weights": arguments.perceptual_weights,
             "recompute": arguments.recompute,
+            "precision": arguments.precision,
+            "accumulate": arguments.accumulate,
         },
     )
 

@@ -60,7 +60,7 @@ class Stepper:
 
         Raises `tf.errors.InvalidArgumentError`, having updated nothing, if losses or gradients are no numbers.
         """
-        if self.turns == 1 and self.scale is None and self.strategy.num_replicas_in_sync == 1:
+        if self._is_one_go(self.turns):
             return self._at_once[fixed_global](turns[0][0].batch)
         values = [self._on_replicas(portions) for portions in turns]
         if self.turns == 1:
@@ -68,6 +68,19 @@ class Stepper:
         for batch, share in values:
             self._add[fixed_global](batch, share)
         return self._finish[fixed_global]()
+
+    def trace(self, spec: Batch, turns: int) -> tf.Graph:
+        """The graph of what one replica does at a time of a step of so many turns, for batches of known sizes."""
+        work: Callable[..., object] = partial(self._gradients, False, share=tf.constant(1.0))
+        if self._is_one_go(turns):
+            work = partial(self._whole, False)
+        elif turns > 1 and turns == self.turns and self.strategy.num_replicas_in_sync == 1:
+            work = partial(self._one_of_many, False, share=tf.constant(1.0))
+        return tf.function(work).get_concrete_function(spec).graph
+
+    def _is_one_go(self, turns: int) -> bool:
+        """Whether gradients need not be kept until a step's last one is there."""
+        return turns == 1 and self.scale is None and self.strategy.num_replicas_in_sync == 1
 
     def _on_replicas(self, portions: Sequence[Portion]) -> tuple[Batch, tf.Tensor]:
         """A turn's portions as values of the replicas here."""

@@ -22,6 +22,7 @@ from pix2pixhd_cli.data.batches import Deal, plan_epoch, training_batches
 from pix2pixhd_cli.data.records import PackedSplit
 from pix2pixhd_cli.devices import Team, WorkerLost, together
 from pix2pixhd_cli.errors import Interrupted, P2PHDError
+from pix2pixhd_cli.memory import WASTE, bytes_of, peak_of, total
 from pix2pixhd_cli.model.build import build_loss_scale, build_optimizers, side_multiple
 from pix2pixhd_cli.model.pix2pixhd import Batch, Pix2PixHD
 from pix2pixhd_cli.runs import Run, checkpoint_state
@@ -30,7 +31,6 @@ from pix2pixhd_cli.stepping import Portion, Stepper
 
 SAMPLES = 4
 FLAT_SAMPLES = 3  # So many samples of one colour in a row are worth a warning.
-ALIASES = ("Identity", "IdentityN", "InplaceUpdate", "Reshape")  # Operations whose results are no maps of their own.
 
 
 def learning_rate(settings: TrainSettings, epoch: int) -> float:
@@ -350,6 +350,27 @@ class Trainer:
                 fake = self._reconstruct(Batch(*map(tf.constant, batch)))[0].numpy()
             yield Sample(label, instance, fake, batch.photo[0])
 
+    def memory(self, batch_size: int | None = None, *, recompute: bool | None = None) -> int:
+        """The bytes that a step will take, about, of each GPU or, without any, of this machine.
+
+        In steps of as many examples, but of batches of another size, and with or without recomputing, if these are given.
+        """
+        size = batch_size or self.deal.batch_size
+        turns = self.deal.turns * -(-self.deal.batch_size // size)
+        height, width = max(trained_sizes(self.split, self.settings), key=lambda sides: sides[0] * sides[1])
+        with self.model.recomputing(self.model.recompute if recompute is None else recompute):
+            graph = self._stepper.trace(batch_spec(self.split.rgb, size, height, width), turns)
+        model = self.model
+        trained = sum(
+            bytes_of(variable.value) for variable in (*model.generator_variables, *model.discriminator_variables)
+        )
+        kept = sum(bytes_of(variable) for variables in self.state.values() for variable in variables)
+        kept += sum(map(bytes_of, model.vgg.variables)) if model.vgg is not None else 0
+        kept += trained * (
+            (turns > 1) + (self.team.replicas > 1)
+        )  # Sums over turns, and copies to be sent to other devices.
+        return total(kept + int(WASTE * peak_of(graph)), len(self.team.devices))
+
     def measure(self, steps: int = 3) -> float:
         """Median seconds per step over a few real ones, after one for the graph. Changes the weights."""
         seconds: list[float] = []
@@ -370,19 +391,6 @@ def batch_spec(rgb: bool, size: int | None, height: int | None, width: int | Non
     return Batch(label, tf.TensorSpec(sides, tf.int32), tf.TensorSpec([*sides, 3], tf.float32))
 
 
-def estimate_memory(model: Pix2PixHD, batch_size: int, height: int, width: int) -> int:
-    """A first estimate of a training step's memory in bytes: weights, gradients, Adam's moments, and activations.
-
-    Activations are what the forward pass computes, counted off its graph; recomputing needs much less than that.
-    """
-    spec = batch_spec(not model.labels, batch_size, height, width)
-    graph = tf.function(model.losses).get_concrete_function(spec).graph
-    operations = [operation for operation in graph.get_operations() if operation.type not in ALIASES]
-    activations = sum(_bytes(output) for operation in operations for output in operation.outputs)
-    weights = sum(network.count_params() for network in model.networks.values()) * 4
-    return activations + 4 * weights
-
-
 def _tried(step: int, write: Callable[..., None], *arguments: object) -> bool:
     """Whether something could be written; if not, the user hears of it."""
     try:
@@ -395,12 +403,6 @@ def _tried(step: int, write: Callable[..., None], *arguments: object) -> bool:
         )
         return False
     return True
-
-
-def _bytes(tensor: tf.Tensor) -> int:
-    if tensor.dtype != tf.float32 or not tensor.shape.is_fully_defined():
-        return 0
-    return 4 * int(tensor.shape.num_elements())
 
 
 def _summary_writer(run: Run) -> tf.summary.SummaryWriter:

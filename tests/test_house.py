@@ -21,7 +21,7 @@ FLOORS = [
     {"__main__"},
     {"cli"},
     {"options", "pipeline"},
-    {"training", "stepping", "painting", "coarse_to_fine"},
+    {"training", "stepping", "memory", "painting", "coarse_to_fine"},
     {"mirror"},
     {"features", "runs", "images", "perceptual_weights", "reference"},
     {"model", "data", "devices"},

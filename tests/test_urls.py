@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import tensorflow as tf
 
+from pix2pixhd_cli.data import records
 from pix2pixhd_cli.data.records import PackedSplit
 from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.mirror import GOING_ON, WRITER, Claim, Mirror, Writer, cache, training_copy, working_copy
@@ -247,6 +248,19 @@ def test_damage_at_a_url(packed: Path, there: Path) -> None:
         PackedSplit(as_url(there), "train")
     with pytest.raises(P2PHDError, match="no packed data set here"):
         PackedSplit(as_url(there / "x"), "train")
+
+
+def test_a_large_pack_is_checked_as_it_is_read(packed: Path, there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(packed, there)
+    shard, place = next(there.glob("train*")), PackedSplit(there, "train").places[3]
+    damaged = bytearray(shard.read_bytes())
+    damaged[place.offset + place.length // 2] ^= 1
+    shard.write_bytes(damaged)
+    with pytest.raises(P2PHDError, match="is damaged, its checksum is not"):
+        PackedSplit(there, "train")
+    monkeypatch.setattr(records, "READ_FIRST", 0)
+    with pytest.raises(P2PHDError, match="record 3 of 'train' is damaged"):
+        PackedSplit(there, "train").load(3)
 
 
 def test_packs_made_before_records_had_checksums(packed: Path, there: Path) -> None:

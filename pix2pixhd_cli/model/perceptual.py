@@ -38,6 +38,11 @@ class Vgg:
                 [tuple(tf.Variable(a, trainable=False, dtype=tf.float32) for a in pair) for pair in pairs]
             )
 
+    @property
+    def variables(self) -> list[tf.Variable]:
+        """All kernels and biases."""
+        return [variable for block in self.blocks for pair in block for variable in pair]
+
     def __call__(self, picture: tf.Tensor) -> list[tf.Tensor]:
         """relu1_1, relu2_1, …, relu5_1 of pictures, float32 [B, H, W, 3] in [-1, 1].
 

@@ -115,11 +115,8 @@ class Pix2PixHD:
         self.vgg = vgg
         self.perceptual = perceptual
         self.reconstruction = reconstruction
-        self.recompute = recompute
         self.computing = computing
-        for part in (generator, encoder, discriminator, vgg):
-            if part is not None:
-                part.recompute = recompute
+        self._set_recompute(recompute)
         condition_channels = labels + boundary if labels else 3
         features = encoder.channels if encoder is not None else 0
         generator.build((None, None, None, condition_channels + features))
@@ -209,6 +206,22 @@ class Pix2PixHD:
         conditioning = self.condition(batch)
         with computing_in(self.computing):
             return self._losses(batch, conditioning, self._paint(batch, conditioning))
+
+    @contextmanager
+    def recomputing(self, recompute: bool) -> Iterator[None]:
+        """Recompute within, or do not."""
+        before = self.recompute
+        self._set_recompute(recompute)
+        try:
+            yield
+        finally:
+            self._set_recompute(before)
+
+    def _set_recompute(self, recompute: bool) -> None:
+        self.recompute = recompute
+        for part in (self.generator, self.encoder, self.discriminator, self.vgg):
+            if part is not None:
+                part.recompute = recompute
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

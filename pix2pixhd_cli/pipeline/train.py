@@ -1,6 +1,7 @@
 """`p2phd train`: packed shards become a run with trained networks."""
 
 import hashlib
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -10,13 +11,14 @@ from pix2pixhd_cli.data.batches import Deal
 from pix2pixhd_cli.data.records import PackedSplit
 from pix2pixhd_cli.devices import Team, gather_team, is_chief
 from pix2pixhd_cli.errors import P2PHDError, SettingsError
+from pix2pixhd_cli.memory import available
 from pix2pixhd_cli.mirror import DESCRIPTION, START, training_copy, working_copy
 from pix2pixhd_cli.model.build import build_model, side_multiple, smallest_side
 from pix2pixhd_cli.model.pix2pixhd import Pix2PixHD
 from pix2pixhd_cli.perceptual_weights import VggFile, cached_imagenet, load_vgg
 from pix2pixhd_cli.runs import Run, Sources
 from pix2pixhd_cli.settings import Settings, TrainSettings, changes, load_settings, parse_size, settings_of_run
-from pix2pixhd_cli.training import Trainer, estimate_memory, sizes, trained_sizes
+from pix2pixhd_cli.training import Trainer, sizes, trained_sizes
 from pix2pixhd_cli.urls import Location, locate
 
 PAPER_PERCEPTUAL = 10.0
@@ -337,16 +339,42 @@ def _describe(model: Pix2PixHD, trainer: Trainer) -> None:
     rows = [(name, network.count_params()) for name, network in model.networks.items()]
     console.table("Networks", ["network", "parameters"], [*rows, ("all", sum(count for _, count in rows))])
     _describe_phases(model, trainer.settings.train)
-    schedule, chosen = trainer.schedule, trainer.settings.train
+    schedule = trainer.schedule
     height, width = max(trained_sizes(trainer.split, trainer.settings), key=lambda size: size[0] * size[1])
-    memory = estimate_memory(model, chosen.batch_size, height, width)
-    console.info(
-        f"device: {', '.join(trainer.team.devices)}; a step will take roughly {console.size(memory)} of memory"
-    )
+    _describe_memory(trainer)
     console.info(
         f"data: {schedule.examples} examples, trained at {height}x{width}, {trainer.deal.step_size} in a step: "
         f"{schedule.epochs} epochs of {schedule.steps_per_epoch} steps, {schedule.steps} in all"
     )
+
+
+def _describe_memory(trainer: Trainer) -> None:
+    """What memory a step will take and, if there is not so much, which flags would make it fit."""
+    needed, free = trainer.memory(), available()
+    each = " each" if len(trainer.team.devices) > 1 and not trainer.team.devices[0].startswith("CPU") else ""
+    console.info(
+        f"device: {', '.join(trainer.team.devices)}; a step will take about {console.size(needed)} of memory{each}"
+    )
+    if free is None or needed <= free:
+        return
+    problem = f"a step will take about {console.size(needed)} of memory{each}, and {console.size(free)} are free"
+    for flags, batch_size, recompute in _savings(trainer.settings.train):
+        if (less := trainer.memory(batch_size, recompute=recompute)) <= free:
+            console.warn(f"{problem}; with {flags} it would take about {console.size(less)}, and train the same")
+            return
+    half = "" if trainer.settings.train.precision != "float32" else "--precision mixed_bfloat16, "
+    console.warn(f"{problem}; train with {half}a smaller --crop or fewer --generator-filters")
+
+
+def _savings(settings: TrainSettings) -> Iterator[tuple[str, int, bool]]:
+    """Flags that save memory and change no result, from what costs least time, as (flags, batch size, recompute)."""
+    smaller = f"--batch-size 1 --accumulate {settings.batch_size * settings.accumulate}"
+    if settings.batch_size > 1:
+        yield smaller, 1, settings.recompute
+    if not settings.recompute:
+        yield "--recompute", settings.batch_size, True
+    if settings.batch_size > 1 and not settings.recompute:
+        yield f"{smaller} --recompute", 1, True
 
 
 def _describe_phases(model: Pix2PixHD, settings: TrainSettings) -> None:

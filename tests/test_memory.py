@@ -1,0 +1,194 @@
+"""What a step is said to take of memory: the peak of hand-made graphs to the byte, and of real steps about."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import tensorflow as tf
+from tensorflow.python.client import device_lib
+
+from pix2pixhd_cli import memory
+from pix2pixhd_cli.data.records import PackedSplit
+from pix2pixhd_cli.devices import take_devices
+from pix2pixhd_cli.memory import available, bytes_of, peak_of, total
+from pix2pixhd_cli.model.build import build_model
+from pix2pixhd_cli.training import Trainer
+from tests.conftest import Command, tiny_settings
+from tests.test_devices import ENVIRONMENT, ROOT
+
+verb = import_module("pix2pixhd_cli.pipeline.train")
+MAP = tf.TensorSpec([10, 25])  # 1,000 bytes.
+
+
+def peak(work: Callable[..., object], *specs: tf.TensorSpec) -> int:
+    return peak_of(tf.function(work).get_concrete_function(*(specs or (MAP,))).graph)
+
+
+def test_results_count_from_their_making_to_their_last_use() -> None:
+    assert peak(lambda x: tf.pad(x, [[0, 0], [0, 5]])) == 1200
+    padded = [[0, 0], [0, 0]]
+    assert (
+        peak(lambda x: tf.pad(tf.pad(tf.pad(x, padded), padded), padded)) == 2000
+    )  # One is gone when the third is made.
+
+    def keeping(x: tf.Tensor) -> tf.Tensor:
+        first = tf.pad(x, padded)
+        return tf.pad(tf.pad(first, padded), padded), first
+
+    assert peak(keeping) == 3000
+
+
+def test_element_by_element_takes_nothing_more() -> None:
+    padded = [[0, 0], [0, 0]]
+    assert peak(lambda x: tf.nn.relu(2.0 * tf.pad(x, padded)) + 1.0) == 1000
+    assert peak(lambda x: tf.nn.relu(x) + x) == 1000  # Not in the place of the input, which is there anyway.
+
+    def twice(x: tf.Tensor) -> tf.Tensor:
+        y = tf.pad(x, padded)
+        return y, tf.nn.relu(y)
+
+    assert peak(twice) == 2000
+
+
+def test_views_take_nothing() -> None:
+    assert peak(lambda x: tf.identity(tf.reshape(tf.pad(x, [[0, 0], [0, 0]]), [250]))) == 1000
+
+
+def test_what_nobody_needs_is_not_counted() -> None:
+    def work(x: tf.Tensor) -> tf.Tensor:
+        tf.tile(x, [100, 1])
+        return tf.pad(x, [[0, 0], [0, 0]])
+
+    assert peak(work) == 1000
+
+
+def test_types_and_unknown_shapes() -> None:
+    assert peak(lambda x: tf.pad(tf.cast(x, tf.float16), [[0, 0], [0, 0]])) == 1000  # 500 and 500.
+    assert peak(lambda x: tf.pad(x, [[0, 0], [0, 0]]), tf.TensorSpec([None, 25])) == 0
+    assert bytes_of(tf.zeros([3, 4], tf.float64)) == 96 and bytes_of(tf.constant("text")) == 0
+
+
+def test_variables_are_updated_as_soon_as_they_can_be() -> None:
+    """Two gradients of 1,000 bytes, of which the first is used up before the second is there."""
+    variables = [tf.Variable(tf.zeros([10, 25])) for _ in range(2)]
+
+    def work(x: tf.Tensor) -> tf.Tensor:
+        found = [tf.pad(x, [[0, 0], [0, 0]]) for _ in variables]
+        for variable, value in zip(variables, found, strict=True):
+            variable.assign_add(value)
+        return tf.zeros([])
+
+    assert peak(work) == 1000
+
+
+def step(*flags: str) -> list[str | Path]:
+    networks = ("--height=256", "--width=512", "--ngf=16", "--downs=3", "--blocks=3", "--ndf=16", "--runs=1")
+    return [sys.executable, ROOT / "examples" / "benchmark.py", "memory", *networks, *flags]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--vgg=0", "--batch=2"),
+        ("--vgg=0", "--accumulate=2"),
+        ("--vgg=1",),
+        ("--vgg=1", "--recompute"),
+        ("--vgg=0", "--precision=mixed_bfloat16"),
+        ("--vgg=0", "--local", "--ngf=8"),
+    ],
+    ids=" ".join,
+)
+def test_the_estimate_is_near_the_measured_peak(flags: tuple[str, ...]) -> None:
+    done = subprocess.run(step(*flags), env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["estimate_mb"] == pytest.approx(figures["peak_rss_mb"], rel=0.25)
+
+
+def test_what_is_free() -> None:
+    free = available()
+    assert free is None or 1 << 20 < free < 1 << 50
+    assert total(1000, 2) == memory.LOADED + 2000
+
+
+def test_a_container_may_take_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in (
+        ("MEMORY", "MemTotal: 9\nMemAvailable: 8000000 kB\n"), ("LIMIT", "3000000\n"), ("USED", "anon 1000000\nfile 9\n")
+    ):  # fmt: skip
+        (tmp_path / name).write_text(text)
+        monkeypatch.setattr(memory, name, tmp_path / name)
+    limited = available()
+    (tmp_path / "LIMIT").write_text("max\n")
+    whole = available()
+    assert limited is not None and whole is not None
+    assert whole - limited == pytest.approx(
+        8000000 * 1024 - 2000000, abs=64 << 20
+    )  # The process itself may have grown.
+
+
+def test_what_nobody_tells_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "MEMORY", Path("/no/such/file"))
+    assert available() is None
+
+
+def test_the_smallest_gpu_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [
+        SimpleNamespace(device_type=kind, memory_limit=size) for kind, size in (("CPU", 1), ("GPU", 9), ("GPU", 8))
+    ]
+    monkeypatch.setattr(memory, "_has_gpus", lambda: True)
+    monkeypatch.setattr(device_lib, "list_local_devices", lambda: found)
+    assert available() == 8 and total(1000, 2) == 1000
+
+
+# What a step takes with (batch size, recomputing), where it takes 40 GiB as asked for.
+TAKES = {(4, False): 40, (1, False): 20, (4, True): 25, (1, True): 10}
+
+
+@pytest.mark.parametrize(
+    ("free", "flags", "said"),
+    [
+        (50, (), None),
+        (30, (), "with --batch-size 1 --accumulate 8 it would take about 20.0 GiB, and train the same"),
+        (15, (), "with --batch-size 1 --accumulate 8 --recompute it would take about 10.0 GiB"),
+        (5, (), "; train with --precision mixed_bfloat16, a smaller --crop or fewer --generator-filters"),
+        (5, ("--precision", "mixed_float16"), "; train with a smaller --crop or fewer --generator-filters"),
+    ],
+)
+def test_flags_that_would_fit_are_named(
+    p2phd: Command,
+    packed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    free: int,
+    flags: tuple[str, ...],
+    said: str | None,
+) -> None:
+    def takes(trainer: Trainer, batch_size: int | None = None, *, recompute: bool | None = None) -> int:
+        return TAKES[batch_size or trainer.deal.batch_size, bool(recompute)] << 30
+
+    monkeypatch.setattr(Trainer, "memory", takes)
+    monkeypatch.setattr(verb, "available", lambda: free << 30)
+    networks = [f"--{name}=2" for name in ("generator-filters", "generator-downsamplings", "discriminator-filters")]
+    sizes = ("--batch-size", 4, "--accumulate", 2, "--generator-blocks", 1)
+    outcome = p2phd("train", packed, tmp_path / "run", "--dry-run", *networks, *sizes, *flags)
+    assert outcome.code == 0 and "a step will take about 40.0 GiB of memory" in outcome.out
+    if said is None:
+        assert "GiB are free" not in outcome.err
+    else:
+        assert f"warning: a step will take about 40.0 GiB of memory, and {free}.0 GiB are free" in outcome.err
+        assert said in outcome.err
+
+
+def test_trying_other_flags_leaves_the_model_as_it_was(packed: Path) -> None:
+    settings = tiny_settings(train={"batch_size": 2})
+    split = PackedSplit(packed, "train")
+    model = build_model(settings, labels=split.spec.dataset.labels, ignored=(255,), training=True)
+    trainer = Trainer(model, split, settings, take_devices("cpu"))
+    usual = trainer.memory()
+    assert trainer.memory(1) < usual and trainer.memory(2, recompute=True) != usual
+    assert not model.recompute and not model.generator.recompute
+    assert trainer.memory() == usual

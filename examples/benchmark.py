@@ -98,12 +98,14 @@ def step(arguments: argparse.Namespace, folder: Path) -> Iterator[float]:
     from pix2pixhd_cli.perceptual_weights import load_vgg
     from pix2pixhd_cli.training import Trainer
 
-    engine.make_deterministic(arguments.seed)
     settings, split = _settings(arguments), PackedSplit(packed, "train")
+    team = gather_team(settings.train.devices, settings.train.join_minutes)
+    engine.make_deterministic(arguments.seed)
     source = settings.train.perceptual_weights
-    vgg = (load_vgg(source).vgg if source else _random_vgg(arguments.seed)) if arguments.vgg else None
-    model = build_model(settings, labels=LABELS, ignored=(255,), training=True, vgg=vgg)
-    trainer = Trainer(model, split, settings, gather_team(settings.train.devices, settings.train.join_minutes))
+    with team.strategy.scope():
+        vgg = (load_vgg(source).vgg if source else _random_vgg(arguments.seed)) if arguments.vgg else None
+        model = build_model(settings, labels=LABELS, ignored=(255,), training=True, vgg=vgg)
+    trainer = Trainer(model, split, settings, team)
     portions = trainer.portions(0)
 
     def one() -> None:
@@ -132,7 +134,8 @@ def reduce(arguments: argparse.Namespace, folder: Path) -> Iterator[float]:
 
     settings = _settings(arguments)
     team = gather_team(settings.train.devices, settings.train.join_minutes)
-    model = build_model(settings, labels=LABELS, ignored=(255,), training=True)
+    with team.strategy.scope():
+        model = build_model(settings, labels=LABELS, ignored=(255,), training=True)
     tensors = [tf.zeros(v.shape) for v in (*model.generator_variables, *model.discriminator_variables)]
     NOTES["megabytes"] = sum(4 * int(tensor.shape.num_elements()) for tensor in tensors) >> 20
     sum_up = tf.function(lambda: team.strategy.run(sum_over_replicas, (tensors,)))

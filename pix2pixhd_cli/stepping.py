@@ -11,6 +11,9 @@ from pix2pixhd_cli.model.optimizers import LossScale
 from pix2pixhd_cli.model.pix2pixhd import Batch, Gradients, Losses, Pix2PixHD, sum_of_squares
 
 
+PACK = 16 << 20  # Bytes sent to other workers at a time: in one piece they would be copied as a whole several times.
+
+
 class Portion(NamedTuple):
     """What one replica sees in one turn, and its share of the step's examples; a share of 0 counts for nothing."""
 
@@ -199,5 +202,7 @@ def sum_over_replicas(found: Gradients) -> Gradients:
     if context.num_replicas_in_sync == 1:
         return found
     flat = [tf.identity(tensor) for tensor in tf.nest.flatten(found)]
-    summed: Gradients = tf.nest.pack_sequence_as(found, context.all_reduce(tf.distribute.ReduceOp.SUM, flat))
+    options = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=PACK)
+    flat = context.all_reduce(tf.distribute.ReduceOp.SUM, flat, options)
+    summed: Gradients = tf.nest.pack_sequence_as(found, flat)
     return summed

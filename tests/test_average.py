@@ -78,7 +78,7 @@ def test_generate_paints_with_it_unless_told_otherwise(
 
 def generate_with(painter: Painter, dataset: Path, out: Path, chosen: Settings) -> list[Path]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pix2pixhd_cli.pipeline.generate.Painter", lambda *_: painter)
+        patch.setattr("pix2pixhd_cli.pipeline.generate.Painter", lambda *_, **__: painter)
         return generate(painter.run.folder, dataset, out, chosen)
 
 

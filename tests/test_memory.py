@@ -95,10 +95,8 @@ def step(*flags: str) -> list[str | Path]:
     "flags",
     [
         ("--vgg=0", "--batch=2"),
-        ("--vgg=0", "--accumulate=2"),
-        ("--vgg=1",),
+        ("--vgg=0", "--accumulate=2", "--precision=mixed_bfloat16"),
         ("--vgg=1", "--recompute"),
-        ("--vgg=0", "--precision=mixed_bfloat16"),
         ("--vgg=0", "--local", "--ngf=8"),
     ],
     ids=" ".join,

@@ -31,7 +31,7 @@ IN_PLACE = frozenset(
 UPDATES = ("ResourceApply", "Assign")
 MEMORY, LIMIT, USED = map(Path, ("/proc/meminfo", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.stat"))
 LOADED = 650 << 20  # What a process takes that has loaded TensorFlow, on a CPU.
-WASTE = 1.3  # TensorFlow hands memory out in pieces of whose sizes few fit exactly; measured, see README.
+ROOM = 6  # Times the largest result: what operations at work, and pieces that fit nothing else, take; measured, see README.
 
 
 def peak_of(graph: tf.Graph) -> int:
@@ -61,6 +61,11 @@ def peak_of(graph: tf.Graph) -> int:
         uses.subtract(inputs)
         live += sum(made.values()) - sum(sizes.pop(name) for name in [*last, *(n for n in made if not uses[n])])
     return peak
+
+
+def room_of(graph: tf.Graph) -> int:
+    """The bytes that a graph's operations take beside their results, about."""
+    return ROOM * max(bytes_of(output) for operation in _needed(graph) for output in operation.outputs)
 
 
 def bytes_of(tensor: tf.Tensor | tf.Variable) -> int:

@@ -10,7 +10,6 @@ from pix2pixhd_cli.model.build import Optimizers
 from pix2pixhd_cli.model.optimizers import LossScale
 from pix2pixhd_cli.model.pix2pixhd import Batch, Gradients, Losses, Pix2PixHD, sum_of_squares
 
-
 PACK = 16 << 20  # Bytes sent to other workers at a time: in one piece they would be copied as a whole several times.
 
 

@@ -22,7 +22,7 @@ from pix2pixhd_cli.data.batches import Deal, plan_epoch, training_batches
 from pix2pixhd_cli.data.records import PackedSplit
 from pix2pixhd_cli.devices import Team, WorkerLost, together
 from pix2pixhd_cli.errors import Interrupted, P2PHDError
-from pix2pixhd_cli.memory import WASTE, bytes_of, peak_of, total
+from pix2pixhd_cli.memory import bytes_of, peak_of, room_of, total
 from pix2pixhd_cli.model.build import build_loss_scale, build_optimizers, side_multiple
 from pix2pixhd_cli.model.pix2pixhd import Batch, Pix2PixHD
 from pix2pixhd_cli.runs import Run, checkpoint_state
@@ -369,7 +369,7 @@ class Trainer:
         kept += trained * (
             (turns > 1) + (self.team.replicas > 1)
         )  # Sums over turns, and copies to be sent to other devices.
-        return total(kept + int(WASTE * peak_of(graph)), len(self.team.devices))
+        return total(kept + peak_of(graph) + room_of(graph), len(self.team.devices))
 
     def measure(self, steps: int = 3) -> float:
         """Median seconds per step over a few real ones, after one for the graph. Changes the weights."""

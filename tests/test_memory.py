@@ -15,7 +15,7 @@ from tensorflow.python.client import device_lib
 from pix2pixhd_cli import memory
 from pix2pixhd_cli.data.records import PackedSplit
 from pix2pixhd_cli.devices import take_devices
-from pix2pixhd_cli.memory import available, bytes_of, peak_of, total
+from pix2pixhd_cli.memory import ROOM, available, bytes_of, peak_of, room_of, total
 from pix2pixhd_cli.model.build import build_model
 from pix2pixhd_cli.training import Trainer
 from tests.conftest import Command, tiny_settings
@@ -71,6 +71,14 @@ def test_types_and_unknown_shapes() -> None:
     assert peak(lambda x: tf.pad(tf.cast(x, tf.float16), [[0, 0], [0, 0]])) == 1000  # 500 and 500.
     assert peak(lambda x: tf.pad(x, [[0, 0], [0, 0]]), tf.TensorSpec([None, 25])) == 0
     assert bytes_of(tf.zeros([3, 4], tf.float64)) == 96 and bytes_of(tf.constant("text")) == 0
+
+
+def test_room_is_for_the_largest_result_that_somebody_needs() -> None:
+    def work(x: tf.Tensor) -> tf.Tensor:
+        tf.tile(x, [100, 1])
+        return tf.reduce_sum(tf.tile(x, [3, 1]))
+
+    assert room_of(tf.function(work).get_concrete_function(MAP).graph) == ROOM * 3000
 
 
 def test_variables_are_updated_as_soon_as_they_can_be() -> None:

@@ -95,15 +95,15 @@ def step(arguments: argparse.Namespace, folder: Path) -> Iterator[float]:
     from pix2pixhd_cli.data.records import PackedSplit
     from pix2pixhd_cli.devices import gather_team
     from pix2pixhd_cli.model.build import build_model
-    from pix2pixhd_cli.perceptual_weights import load_vgg
+    from pix2pixhd_cli.perceptual_weights import read_vgg
     from pix2pixhd_cli.training import Trainer
 
     settings, split = _settings(arguments), PackedSplit(packed, "train")
-    team = gather_team(settings.train.devices, settings.train.join_minutes)
+    team = gather_team(settings.train.devices, settings.train.join_minutes, {})
     engine.make_deterministic(arguments.seed)
     source = settings.train.perceptual_weights
     with team.strategy.scope():
-        vgg = (load_vgg(source).vgg if source else _random_vgg(arguments.seed)) if arguments.vgg else None
+        vgg = (read_vgg(source).build() if source else _random_vgg(arguments.seed)) if arguments.vgg else None
         model = build_model(settings, labels=LABELS, ignored=(255,), training=True, vgg=vgg)
     trainer = Trainer(model, split, settings, team)
     portions = trainer.portions(0)
@@ -133,7 +133,7 @@ def reduce(arguments: argparse.Namespace, folder: Path) -> Iterator[float]:
     from pix2pixhd_cli.stepping import sum_over_replicas
 
     settings = _settings(arguments)
-    team = gather_team(settings.train.devices, settings.train.join_minutes)
+    team = gather_team(settings.train.devices, settings.train.join_minutes, {})
     with team.strategy.scope():
         model = build_model(settings, labels=LABELS, ignored=(255,), training=True)
     tensors = [tf.zeros(v.shape) for v in (*model.generator_variables, *model.discriminator_variables)]

@@ -84,7 +84,8 @@ class Painter:
         self.run = Run(run)
         self.spec = self.run.spec()
         self.team = take_devices(devices)
-        self.most = batch_size * self.team.replicas
+        # Norms of batches would make a picture depend on those beside it.
+        self.most = self.team.replicas * (1 if self.settings.generator.norm == "batch" else batch_size)
         with self.team.strategy.scope():
             self.model = self.run.load_model(self.settings)
         self.multiple = side_multiple(self.settings)

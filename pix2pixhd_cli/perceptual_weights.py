@@ -31,11 +31,19 @@ Arrays = dict[str, NDArray[np.floating]]
 
 
 class VggFile(NamedTuple):
-    """A VGG with the file it came from, for the run to record."""
+    """The convolutions of a VGG, with the file they came from for the run to record.
 
-    vgg: Vgg
+    layers: (kernel [3, 3, I, O], bias [O]) of each. caffe: whether it wants its input as Caffe's networks do.
+    """
+
+    layers: list[tuple[NDArray[np.floating], NDArray[np.floating]]]
+    caffe: bool
     name: str
     sha256: str
+
+    def build(self) -> Vgg:
+        """The network, on the devices of the strategy at hand."""
+        return Vgg(self.layers, convolutions=len(self.layers), caffe=self.caffe)
 
 
 def cached_imagenet() -> Path:
@@ -43,8 +51,8 @@ def cached_imagenet() -> Path:
     return Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "models" / IMAGENET
 
 
-def load_vgg(source: str) -> VggFile:
-    """Load `imagenet` (downloaded once) or a file; raises `P2PHDError` saying what is wrong and how to give another."""
+def read_vgg(source: str) -> VggFile:
+    """Read `imagenet` (downloaded once) or a file; raises `P2PHDError` saying what is wrong and how to give another."""
     path = _download() if source == "imagenet" else Path(source)
     if not path.is_file():
         raise P2PHDError(f"--perceptual-weights {source}: no such file")
@@ -52,8 +60,7 @@ def load_vgg(source: str) -> VggFile:
     kernels = [array for array in arrays.values() if array.ndim == 4]
     biases = [array for array in arrays.values() if array.ndim == 1]
     _check(path, kernels, biases)
-    vgg = Vgg(list(zip(kernels, biases, strict=True)), convolutions=len(kernels), caffe=caffe)
-    return VggFile(vgg, path.name, checksum(path))
+    return VggFile(list(zip(kernels, biases, strict=True)), caffe, path.name, checksum(path))
 
 
 def _download() -> Path:

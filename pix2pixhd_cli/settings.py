@@ -203,7 +203,9 @@ class GeneratorSettings(Section):
         le=1024,
         description="Filters at full resolution; the paper's local enhancer has 32, and so 64 in the global generator.",
     )
-    norm: Literal["instance", "batch"] = Field("instance", description="Normalisation of all networks.")
+    norm: Literal["instance", "batch"] = Field(
+        "instance", description="Normalisation of all networks; batch is that of what a device sees at a time."
+    )
     upsampling: Literal["transposed", "resize"] = Field(
         "transposed",
         description="How resolution is doubled: transposed convolutions, or resizing, against checkerboards.",
@@ -301,7 +303,9 @@ class TrainSettings(Section):
         description="auto takes all GPUs, or the CPU where there are none; cpu; or so many GPUs. Each gets --batch-size "
         "examples a step. With TF_CONFIG in the environment, of every worker.",
     )
-    join_minutes: float = Field(5, gt=0, description="Minutes to wait for the other workers of TF_CONFIG at the start.")
+    join_minutes: float = Field(
+        5, gt=0, le=10080, description="Minutes to wait for the other workers of TF_CONFIG at the start."
+    )
     recompute: bool = Field(
         False,
         description="Keep less for the gradients and work it out again: less memory, more time, the same losses.",
@@ -427,8 +431,8 @@ NETWORK_SECTIONS = ("generator", "discriminator", "encoder")
 # Settings of training and losses that a resumed training may change; it would not end where it would have with others.
 # The perceptual loss's file may move, as long as it is the same.
 CHANGEABLE = (
-    "epochs", "decay_epochs", "accumulate", "devices", "join_minutes", "perceptual_weights", "recompute", "log_every",
-    "sample_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "model", "tensorboard",
+    "epochs", "decay_epochs", "batch_size", "accumulate", "devices", "join_minutes", "perceptual_weights", "recompute",
+    "log_every", "sample_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "model", "tensorboard",
 )  # fmt: skip
 SAVED_SECTIONS = (*NETWORK_SECTIONS, "loss", "train", "cluster")
 

@@ -10,6 +10,7 @@ from pix2pixhd_cli.model.build import Optimizers
 from pix2pixhd_cli.model.optimizers import LossScale
 from pix2pixhd_cli.model.pix2pixhd import Batch, Gradients, Losses, Pix2PixHD, sum_of_squares
 
+NO_NUMBER = "a loss or gradient"  # What the check of them is called.
 PACK = 16 << 20  # Bytes sent to other workers at a time: in one piece they would be copied as a whole several times.
 
 
@@ -70,6 +71,13 @@ class Stepper:
         for batch, share in values:
             self._add[fixed_global](batch, share)
         return self._finish[fixed_global]()
+
+    def losses(self, portions: Sequence[Portion]) -> list[Losses]:
+        """The losses of a turn's portions, each by itself; nothing is trained on them."""
+        batch, _ = self._on_replicas(portions)
+        found = tf.function(lambda batch: self.strategy.run(self.model.losses, (batch,)))(batch)
+        values = [self.strategy.experimental_local_results(loss) for loss in found]
+        return [Losses(*of_one) for of_one in zip(*values, strict=True)]
 
     def trace(self, spec: Batch, turns: int) -> tf.Graph:
         """The graph of what one replica does at a time of a step of so many turns, for batches of known sizes."""
@@ -151,7 +159,7 @@ class Stepper:
         squares = sum_of_squares([*found.generator, *found.discriminator])
         finite = tf.math.is_finite(squares)
         checked = tf.add_n(found.losses) + (squares if self.scale is None else 0.0)
-        with tf.control_dependencies([tf.debugging.check_numerics(checked, "a loss or gradient")]):
+        with tf.control_dependencies([tf.debugging.check_numerics(checked, NO_NUMBER)]):
             return tf.nest.map_structure(tf.identity, found), finite
 
     def _apply(self, fixed: bool, found: Gradients) -> None:

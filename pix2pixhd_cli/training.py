@@ -20,14 +20,14 @@ from pix2pixhd_cli.boundary import boundary_map
 from pix2pixhd_cli.console import TrainingDisplay
 from pix2pixhd_cli.data.batches import Deal, plan_epoch, training_batches
 from pix2pixhd_cli.data.records import PackedSplit
-from pix2pixhd_cli.devices import Team, WorkerLost, together
+from pix2pixhd_cli.devices import Team, WorkerLost
 from pix2pixhd_cli.errors import Interrupted, P2PHDError
 from pix2pixhd_cli.memory import bytes_of, peak_of, room_of, total
 from pix2pixhd_cli.model.build import build_loss_scale, build_optimizers, side_multiple
 from pix2pixhd_cli.model.pix2pixhd import Batch, Pix2PixHD
 from pix2pixhd_cli.runs import Run, checkpoint_state
 from pix2pixhd_cli.settings import Settings, TrainSettings, parse_size
-from pix2pixhd_cli.stepping import Portion, Stepper
+from pix2pixhd_cli.stepping import NO_NUMBER, Portion, Stepper
 
 SAMPLES = 4
 FLAT_SAMPLES = 3  # So many samples of one colour in a row are worth a warning.
@@ -179,15 +179,17 @@ class Trainer:
         Raises `P2PHDError` naming the first loss that is no number, or the gradients, with the weights as they were.
         """
         try:
-            with together():
+            with self.team.together():
                 losses = self._stepper(turns, fixed_global=epoch <= self.settings.train.fixed_global_epochs)
-        except tf.errors.InvalidArgumentError:
+        except tf.errors.InvalidArgumentError as error:
+            if NO_NUMBER not in error.message:
+                raise
             raise P2PHDError(self._what_is_no_number(turns)) from None
         return {name: float(value) for name, value in losses._asdict().items()}
 
     def _what_is_no_number(self, turns: Sequence[Sequence[Portion]]) -> str:
-        for portion in (portion for portions in turns for portion in portions if portion.share):
-            for name, value in self.model.losses(portion.batch)._asdict().items():
+        for losses in (losses for portions in turns for losses in self._stepper.losses(portions)):
+            for name, value in losses._asdict().items():
                 if not np.isfinite(value):
                     return f"{name} is {float(value)}"
         if self.team.workers > 1:
@@ -237,7 +239,8 @@ class Trainer:
             self._set_rate(epoch)
             with self._naming_examples(step):
                 losses = self.step(turns, epoch)
-            display.update(step, epoch, losses, len(self.stems(step)), self._scaling())
+            examples = self.deal.size((step - 1) % self.schedule.steps_per_epoch, len(self.split))
+            display.update(step, epoch, losses, examples, self._scaling())
             stopping = self.team.anyone(bool(stop.signal))
             if self.team.is_chief:
                 self._log(run, summaries, step, epoch, losses, time.perf_counter() - began)

@@ -36,7 +36,7 @@ from pix2pixhd_cli.data.records import PackedSplit
 from pix2pixhd_cli.data.state_dicts import LEGACY_MAGIC, read_class_dict, read_state_dict
 from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.features import FeatureClusters, FeatureCodes
-from pix2pixhd_cli.perceptual_weights import load_vgg
+from pix2pixhd_cli.perceptual_weights import read_vgg
 from pix2pixhd_cli.pipeline.cluster import cluster
 from pix2pixhd_cli.pipeline.encode import encode
 from pix2pixhd_cli.pipeline.import_ import _read_options
@@ -270,8 +270,8 @@ def formats(folder: Path, dataset: Path, packed: Path, run: Path) -> dict[str, F
         "legacy.pth": Format(legacy, read_state_dict, exact=False),
         "net_G.pth": Format(golden / "encoder_net_E.pth", read_state_dict),
         "features.npy": Format(codes, read_class_dict, exact=False),
-        "vgg.h5": Format(shallow, lambda path: load_vgg(str(path)).sha256),
-        "vgg.npz": Format(folder / "vgg.npz", lambda path: load_vgg(str(path)).sha256),
+        "vgg.h5": Format(shallow, lambda path: read_vgg(str(path)).sha256),
+        "vgg.npz": Format(folder / "vgg.npz", lambda path: read_vgg(str(path)).sha256),
         "opt.txt": Format(options, _read_options, exact=False),
         "classes.toml": Format(toml, labels.read_class_table, exact=False),
         "classes.csv": Format(table, labels.read_class_table, exact=False),

@@ -15,7 +15,8 @@ from PIL import Image
 from pix2pixhd_cli.data.records import PackedSplit
 from pix2pixhd_cli.features import FeatureCodes
 from pix2pixhd_cli.painting import Painter, Request, gathered
-from tests.conftest import Command, tree
+from pix2pixhd_cli.pipeline.train import train
+from tests.conftest import Command, tiny_settings, tree
 from tests.on_devices import codes_and_pictures
 from tests.test_devices import ENVIRONMENT, ROOT
 
@@ -43,6 +44,11 @@ def test_few_items_wait_for_their_like() -> None:
 def test_batches_do_not_change_what_is_painted(run: Path, packed: Path) -> None:
     one_by_one, together = (codes_and_pictures(Painter(run, batch_size=size), packed) for size in (1, 4))
     same(one_by_one, together)
+
+
+def test_pictures_that_a_batch_would_normalise_come_one_by_one(packed: Path, tmp_path: Path) -> None:
+    train(packed, tmp_path / "run", tiny_settings(generator={"norm": "batch"}, train={"epochs": 1, "decay_epochs": 0}))
+    same(*(codes_and_pictures(Painter(tmp_path / "run", batch_size=size), packed) for size in (1, 4)))
 
 
 def test_devices_do_not_change_what_is_painted(run: Path, packed: Path, tmp_path: Path) -> None:
@@ -101,5 +107,8 @@ def test_encode_in_batches(p2phd: Command, run: Path, tmp_path: Path) -> None:
 def test_devices_that_are_not_there(p2phd: Command, verb: str, run: Path, dataset: Path, tmp_path: Path) -> None:
     words = (dataset, tmp_path / "out") if verb == "generate" else ()
     outcome = p2phd(verb, run, *words, "--devices", 2)
-    assert (outcome.code, outcome.err) == (2, "error: --devices 2: there are no GPUs here\n")
+    assert (outcome.code, outcome.err) == (
+        2,
+        "error: --devices 2: there are no GPUs here; leave it out to work on the CPU\n",
+    )
     assert not (tmp_path / "out").exists()

@@ -4,17 +4,21 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import yaml
 
-from pix2pixhd_cli.devices import Cluster, gather_team, read_cluster
-from pix2pixhd_cli.errors import SettingsError
+from pix2pixhd_cli.devices import take_devices
+from pix2pixhd_cli.errors import P2PHDError, SettingsError
+from pix2pixhd_cli.meeting import Cluster, meet, read_cluster
 from pix2pixhd_cli.pipeline.train import train
 from pix2pixhd_cli.settings import load_settings, save_settings
 from tests.conftest import Command
@@ -50,6 +54,7 @@ ON_TWO: dict[str, dict[str, object]] = {
     "odd": {"batch_size": 2, "epochs": 2, "ema": 0.9},  # Of six examples, four to a step: the last holds two, one idle.
     "half": {"batch_size": 1, "epochs": 2, "precision": "mixed_float16"},
     "pool": {"batch_size": 1, "epochs": 1, "pool_size": 2},
+    "lost": {"batch_size": 1, "epochs": 9, "learning_rate": 1e30},
 }
 
 
@@ -88,6 +93,11 @@ def test_two_devices_are_one_with_a_larger_batch(
     assert "loss_scale" in ours[-1]
 
 
+def test_losses_that_are_no_numbers_are_named_on_several_devices(on_two: tuple[Path, str]) -> None:
+    assert re.search(r"error: step \d: [gd]_\w+ is (nan|-?inf), on \w+, \w+; nothing was saved", on_two[1])
+    assert "Traceback" not in on_two[1]
+
+
 def test_devices_are_shown_and_a_pool_is_refused(on_two: tuple[Path, str]) -> None:
     assert "2 devices in all" in on_two[1] and "device: CPU:0, CPU:1" in on_two[1]
     assert "--pool-size: a history of fakes is kept on one device" in on_two[1]
@@ -97,18 +107,20 @@ def test_a_run_goes_on_with_other_devices(packed: Path, on_two: tuple[Path, str]
     run = on_two[0] / "two"
     with pytest.raises(SettingsError, match="trained with 2 examples a step"):
         train(packed, run, settings(batch_size=1, epochs=8), resume=True)
-    train(packed, run, settings(batch_size=1, accumulate=2, epochs=8), resume=True)
+    train(packed, run, settings(batch_size=2, epochs=8), resume=True)
     assert metrics(run)[-1]["step"] == 24
     assert load_settings(run=run).train.devices == "auto"
 
 
 def test_devices_that_are_not_there_are_refused(p2phd: Command, packed: Path, tmp_path: Path) -> None:
-    outcome = p2phd("train", packed, tmp_path / "run", "--devices", 3)
-    assert (outcome.code, outcome.err) == (2, "error: --devices 3: there are no GPUs here\n")
+    for count in (1, 3):
+        outcome = p2phd("train", packed, tmp_path / "run", "--devices", count)
+        assert outcome.code == 2
+        assert outcome.err == f"error: --devices {count}: there are no GPUs here; leave it out to work on the CPU\n"
     outcome = p2phd("train", packed, tmp_path / "run", "--devices", "gpu")
     assert outcome.code == 2 and "'gpu' is not auto, cpu or a number of GPUs" in outcome.err
     assert not (tmp_path / "run").exists()
-    assert gather_team("cpu", 1).devices == ("CPU:0",)
+    assert take_devices("cpu").devices == ("CPU:0",)
 
 
 # Several workers.
@@ -211,10 +223,94 @@ def test_workers_that_are_stopped_or_killed_end_where_they_would_have(
 
 
 def test_workers_that_disagree_are_refused(packed: Path, tmp_path: Path, stopping: list[Workers]) -> None:
-    stopping.append(Workers(packed, tmp_path / "run", second=("--seed", 1)))
+    stopping.append(Workers(packed, tmp_path / "run", second=("--generator-filters", 8)))
     for code, said in stopping[-1].wait():
-        assert code == 1 and "error: the workers do not agree" in said, said
+        assert code == 1 and re.search(
+            r"error: worker 2 at 127.0.0.1:\d+ has --generator-filters 8, and the chief 4; start", said
+        ), said
+        assert "Traceback" not in said
     assert not (tmp_path / "run" / "settings.json").exists()
+
+
+TERMS = {"p2phd": "1", "data with checksum": "a", "--epochs": "7"}
+
+
+def meeting(*terms: dict[str, str] | None, seconds: float = 10) -> list[str]:
+    """What each worker hears that comes with its terms, or comes with the chief's and leaves at once."""
+    cluster = tuple(free_addresses(len(terms)))
+    heard = [""] * len(terms)
+
+    def come(number: int) -> None:
+        try:
+            meet(Cluster(cluster, number), terms[number] or TERMS, time.monotonic() + seconds)
+        except P2PHDError as error:
+            heard[number] = str(error)
+
+    chief = threading.Thread(target=come, args=(0,))
+    chief.start()
+    for number in (n for n, of_one in enumerate(terms) if of_one is None):
+        call(cluster[0], {"cluster": cluster, "index": number, "terms": TERMS})
+    workers = [threading.Thread(target=come, args=(n,)) for n, of_one in enumerate(terms) if n and of_one is not None]
+    for worker in workers:
+        worker.start()
+    for one in (chief, *workers):
+        one.join()
+    return heard
+
+
+def call(address: str, said: object) -> None:
+    """Say something to the chief, once it listens, and leave."""
+    host, _, port = address.rpartition(":")
+    while True:
+        with suppress(ConnectionRefusedError), socket.create_connection((host, int(port))) as line:
+            line.sendall(json.dumps(said).encode() + b"\n")
+            return
+
+
+def test_workers_that_agree_meet() -> None:
+    assert meeting(TERMS, TERMS, TERMS) == ["", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"--epochs": "8"}, "has --epochs 8, and the chief 7; start all workers with the same command"),
+        ({"data with checksum": "b", "--epochs": "8"}, "has data with checksum b, and the chief a"),
+        ({"more": "1"}, "has more 1, and the chief unknown"),
+    ],
+)
+def test_the_first_difference_is_told_to_all(changed: dict[str, str], words: str) -> None:
+    heard = meeting(TERMS, TERMS, TERMS | changed)
+    assert len(set(heard)) == 1 and heard[0].startswith("worker 3 at 127.0.0.1:") and words in heard[0]
+
+
+def test_who_came_and_left_is_missed_and_may_come_again() -> None:
+    chief, second, third = meeting(TERMS, TERMS, None, seconds=1.5)
+    assert "no worker came from 127.0.0.1:" in chief and chief.count("127.0.0.1") == 1
+    assert "the chief at" in second and not third
+
+
+@pytest.mark.parametrize("said", [None, 7, {}, {"cluster": 1}, {"cluster": [], "index": 1, "terms": {}}])
+def test_strangers_do_not_disturb_the_meeting(said: object) -> None:
+    cluster = tuple(free_addresses(2))
+    workers = [threading.Thread(target=meet, args=(Cluster(cluster, n), TERMS, time.monotonic() + 20)) for n in (0, 1)]
+    workers[0].start()
+    call(cluster[0], said)
+    if said == {}:
+        for index in (0, 2, "x", None):
+            call(cluster[0], {"cluster": cluster, "index": index, "terms": TERMS})
+    workers[1].start()
+    for worker in workers:
+        worker.join(10)
+        assert not worker.is_alive()
+
+
+def test_a_worker_that_is_lost_while_tensorflow_waits_is_told() -> None:
+    """TensorFlow holds the interpreter while it waits, as does a sleep in C."""
+    code = "import ctypes\nfrom pix2pixhd_cli import devices\nwith devices._watched(0.2): ctypes.PyDLL(None).sleep(60)"
+    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert done.stderr.splitlines()[-1].startswith("error: another worker stopped or cannot be reached")
 
 
 def test_workers_that_do_not_come_are_named(
@@ -242,7 +338,11 @@ def test_workers_that_do_not_come_are_named(
         ("[]", "is not of the form"),
         ('{"cluster": {"worker": ["a:1"]}}', "is not of the form"),
         ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": "x"}}', "is not of the form"),
+        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1e999}}', "is not of the form"),
         ('{"cluster": {"worker": ["a"]}, "task": {"type": "worker", "index": 0}}', "'a' is not HOST:PORT"),
+        ('{"cluster": {"worker": ["a:0"]}, "task": {"type": "worker", "index": 0}}', "with a port from 1 to 65535"),
+        ('{"cluster": {"worker": ["a:65536"]}, "task": {"type": "worker", "index": 0}}', "'a:65536' is not HOST:PORT"),
+        ('{"cluster": {"worker": ["a..b:1"]}, "task": {"type": "worker", "index": 0}}', "'a..b:1' is not HOST:PORT"),
         (
             '{"cluster": {"worker": ["a:1", "a:1"]}, "task": {"type": "worker", "index": 0}}',
             "two workers have one address",

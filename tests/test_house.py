@@ -24,12 +24,12 @@ FLOORS = [
     {"training", "stepping", "memory", "painting", "coarse_to_fine"},
     {"mirror"},
     {"features", "runs", "images", "perceptual_weights", "reference"},
-    {"model", "data", "devices"},
+    {"model", "data", "devices", "meeting"},
     {"console", "engine", "boundary", "sealed", "settings", "urls"},
     {"errors", "__init__"},
 ]
 HEAVY = {"tensorflow", "keras", "numpy", "sklearn", "scipy", "PIL"}
-LEAN = ["cli", "options", "settings", "errors", "console", "engine", "sealed", "urls"]
+LEAN = ["cli", "options", "settings", "errors", "console", "engine", "meeting", "sealed", "urls"]
 
 
 def room(module: str) -> str:

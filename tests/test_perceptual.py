@@ -13,7 +13,7 @@ import tensorflow as tf
 from pix2pixhd_cli import perceptual_weights
 from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.model.perceptual import MEANS_BGR, Vgg, perceptual_loss
-from pix2pixhd_cli.perceptual_weights import load_vgg
+from pix2pixhd_cli.perceptual_weights import read_vgg
 from pix2pixhd_cli.pipeline.train import train
 from tests.conftest import Command, tiny_settings
 from tests.test_state_dicts import Tensor, pickled, write_zip
@@ -62,7 +62,7 @@ def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def activations(path: Path, picture: np.ndarray) -> list[np.ndarray]:
-    return [np.asarray(x) for x in load_vgg(str(path)).vgg(tf.constant(picture))]
+    return [np.asarray(x) for x in read_vgg(str(path)).build()(tf.constant(picture))]
 
 
 def test_every_kind_of_file_gives_its_network(files: dict[str, Path]) -> None:
@@ -153,7 +153,7 @@ def test_off_line_one_line_says_how_to_give_a_file(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(keras.utils, "get_file", fail)
     with pytest.raises(P2PHDError, match=r"imagenet: cannot be downloaded \(URL fetch failure\); give a file"):
-        load_vgg("imagenet")
+        read_vgg("imagenet")
     assert perceptual_weights.cached_imagenet().name.startswith("vgg19")
 
 
@@ -161,11 +161,11 @@ def test_bad_files(tmp_path: Path) -> None:
     few = dict(list(weights(16).items())[:8])
     np.savez(tmp_path / "few.npz", **few)  # type: ignore[arg-type]
     with pytest.raises(P2PHDError, match="has 4 convolutions; VGG16 has 13 and VGG19 has 16"):
-        load_vgg(str(tmp_path / "few.npz"))
+        read_vgg(str(tmp_path / "few.npz"))
     wrong = weights(16) | {"block1_conv1_kernel": np.zeros((3, 3, 4, 64), np.float32)}
     np.savez(tmp_path / "wrong.npz", **wrong)  # type: ignore[arg-type]
     with pytest.raises(P2PHDError, match=r"convolution 1 is \(3, 3, 4, 64\), not \(3, 3, 3, 64\)"):
-        load_vgg(str(tmp_path / "wrong.npz"))
+        read_vgg(str(tmp_path / "wrong.npz"))
     (tmp_path / "junk.h5").write_bytes(b"junk")
     with h5py.File(tmp_path / "name.h5", "w") as file:
         file[b"\xff\xfe"] = np.zeros((3, 3, 3, 4), np.float32)  # A name that is no text.
@@ -176,7 +176,7 @@ def test_bad_files(tmp_path: Path) -> None:
         ("a.txt", "no such file"),
     ):
         with pytest.raises(P2PHDError, match=message):
-            load_vgg(str(tmp_path / name))
+            read_vgg(str(tmp_path / name))
 
 
 REAL = Path(__file__).parents[2] / "shared" / "weights" / "vgg16_imagenet_caffe_f16.npz"
@@ -185,7 +185,7 @@ REAL = Path(__file__).parents[2] / "shared" / "weights" / "vgg16_imagenet_caffe_
 def test_real_weights_see_more_in_another_picture_than_in_noise() -> None:
     if not REAL.exists():
         pytest.skip("the real VGG16 is not here")
-    vgg = load_vgg(str(REAL)).vgg
+    vgg = read_vgg(str(REAL)).build()
     rng = np.random.default_rng(0)
     smooth = np.cumsum(np.cumsum(rng.normal(size=(1, 64, 64, 3)), 1), 2)
     photo = tf.constant(smooth / np.abs(smooth).max(), tf.float32)

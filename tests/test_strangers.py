@@ -24,7 +24,7 @@ from pix2pixhd_cli.data.labels import CITYSCAPES, read_class_table, read_polygon
 from pix2pixhd_cli.data.pictures import read_label_map, read_photo
 from pix2pixhd_cli.data.state_dicts import _view, read_class_dict, read_state_dict
 from pix2pixhd_cli.errors import P2PHDError
-from pix2pixhd_cli.perceptual_weights import load_vgg
+from pix2pixhd_cli.perceptual_weights import read_vgg
 from pix2pixhd_cli.runs import Run
 from pix2pixhd_cli.sealed import seal, unseal
 from pix2pixhd_cli.settings import load_settings
@@ -42,7 +42,7 @@ def array(path: Path) -> object:
 
 
 def vgg(path: Path) -> object:
-    return load_vgg(str(path))
+    return read_vgg(str(path))
 
 
 def polygons(path: Path) -> object:

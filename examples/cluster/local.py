@@ -42,7 +42,10 @@ def show(number: int, lines: IO[str]) -> None:
 def main(count: int, command: list[str]) -> int:
     """Start all workers and wait for them."""
     addresses = free_addresses(count)
-    workers = [start(command, addresses, number) for number in range(count)]
+    try:
+        workers = [start(command, addresses, number) for number in range(count)]
+    except OSError as error:
+        sys.exit(f"{command[0]}: {error.strerror}")
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         del frame
@@ -61,6 +64,6 @@ def main(count: int, command: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3 or not sys.argv[1].isdecimal():
+    if len(sys.argv) < 3 or not sys.argv[1].isdecimal() or sys.argv[1] == "0":
         sys.exit("usage: python local.py WORKERS COMMAND …")
     sys.exit(main(int(sys.argv[1]), sys.argv[2:]))

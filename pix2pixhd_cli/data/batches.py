@@ -33,7 +33,7 @@ class Deal:
     """How a step's examples are dealt out: `batch_size` to each of `replicas` in each of `turns`.
 
     own: the replicas that work here, in order; only their examples are read. What is left for an epoch's last step may give some
-    of them fewer, or none.
+    of them fewer, or none; turns in which no replica has any are left out.
     """
 
     batch_size: int
@@ -50,20 +50,24 @@ class Deal:
         """Steps in an epoch."""
         return -(-examples // self.step_size)
 
+    def size(self, step: int, examples: int) -> int:
+        """Examples in a step that counts from 0."""
+        return min(self.step_size, examples - step * self.step_size)
+
     def shares(self, step: int, examples: int) -> list[float]:
         """What each turn and own replica has of the examples of a step that counts from 0."""
-        left = examples - step * self.step_size
-        dealt = (np.arange(self.turns)[:, None] * self.replicas + self.own).ravel() * self.batch_size
-        counts = np.clip(left - dealt, 0, self.batch_size)
-        return (counts / min(self.step_size, left)).tolist()
+        size = self.size(step, examples)
+        first = np.arange(0, size, self.batch_size * self.replicas)[:, None]
+        counts = np.clip(size - first - np.array(self.own) * self.batch_size, 0, self.batch_size)
+        return (counts.ravel() / size).tolist()
 
     def places(self, examples: int) -> tuple[NDArray[np.int64], int]:
         """Of each turn and own replica of each step the examples, by their place in an epoch's order.
 
         Where there are none, the last example stands once; the second number says how often.
         """
-        hands = np.arange(self.steps(examples) * self.turns * self.replicas) * self.batch_size
-        own = hands.reshape(-1, self.replicas)[:, self.own].ravel()
+        first = np.arange(0, examples, self.batch_size * self.replicas)[:, None]
+        own = (first + np.array(self.own) * self.batch_size).ravel()
         places = (own[:, None] + np.arange(self.batch_size)).ravel()
         idle = int((own >= examples).sum())
         return np.append(places[places < examples], [examples - 1] * idle).astype(np.int64), idle

@@ -85,7 +85,7 @@ class Parts:
     Args:
         folder: where their locks and records are.
         command: the verb and its arguments, to tell how to go on.
-        settings: the verb's section.
+        settings: the verb's section; how much is worked on at once, and on what, is each part's own affair.
         inputs: what decides the result beside settings, as digests by what a user calls it.
     """
 
@@ -94,7 +94,7 @@ class Parts:
     ) -> None:
         self.folder = folder
         self.command = shlex.join(["p2phd", *map(str, command), *_flags(settings)])
-        values = settings.model_dump(mode="json", exclude={"part", "merge"})
+        values = settings.model_dump(mode="json", exclude={"part", "merge", "batch_size", "devices"})
         self.settings = {flag_name("", name, own=True): value for name, value in values.items()}
         self.inputs = {"version of p2phd": __version__, **inputs}
 

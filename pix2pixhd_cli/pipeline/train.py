@@ -1,27 +1,52 @@
 """`p2phd train`: packed shards become a run with trained networks."""
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
 from pix2pixhd_cli import __version__, console, engine
 from pix2pixhd_cli.coarse_to_fine import resolve_encoder, start_from
 from pix2pixhd_cli.data.batches import Deal
 from pix2pixhd_cli.data.records import PackedSplit
-from pix2pixhd_cli.devices import Team, gather_team, is_chief
+from pix2pixhd_cli.devices import Team, gather_team
 from pix2pixhd_cli.errors import P2PHDError, SettingsError
+from pix2pixhd_cli.meeting import is_chief
 from pix2pixhd_cli.memory import available
 from pix2pixhd_cli.mirror import DESCRIPTION, START, training_copy, working_copy
 from pix2pixhd_cli.model.build import build_model, side_multiple, smallest_side
 from pix2pixhd_cli.model.pix2pixhd import Pix2PixHD
-from pix2pixhd_cli.perceptual_weights import VggFile, cached_imagenet, load_vgg
+from pix2pixhd_cli.perceptual_weights import VggFile, cached_imagenet, read_vgg
 from pix2pixhd_cli.runs import Run, Sources
-from pix2pixhd_cli.settings import Settings, TrainSettings, changes, load_settings, parse_size, settings_of_run
+from pix2pixhd_cli.settings import (
+    NETWORK_SECTIONS,
+    Settings,
+    TrainSettings,
+    changes,
+    fields,
+    flag_name,
+    load_settings,
+    parse_size,
+    settings_of_run,
+)
 from pix2pixhd_cli.training import Trainer, sizes, trained_sizes
 from pix2pixhd_cli.urls import Location, locate
 
 PAPER_PERCEPTUAL = 10.0
+
+
+class Job(NamedTuple):
+    """What is to be trained, all of it known before TensorFlow starts.
+
+    vgg: the perceptual loss's, if it is on. init_from: the run whose weights to start from. resuming: whether the run is there.
+    """
+
+    folder: Run
+    split: PackedSplit
+    settings: Settings
+    vgg: VggFile | None
+    init_from: Location | None
+    resuming: bool
 
 
 def train(
@@ -51,34 +76,34 @@ def train(
         chosen = settings or (load_settings(run=folder.folder, resume=True) if going_on else Settings())
         split = PackedSplit(packed, chosen.train.split)
         _check_run(folder, split, resume)
-        team = gather_team(chosen.train.devices, chosen.train.join_minutes)
-        if team.replicas > 1:
-            console.info(f"{team.role}, {team.replicas} devices in all")
-        if dry_run:
-            trainer, _ = _build(folder, split, chosen, source, going_on, team)
-            _estimate_time(trainer)
-            return
-        with folder.lock() if team.is_chief else nullcontext():
-            if team.is_chief:
-                _check_run(folder, split, resume)
-                going_on = folder.exists
-            if resume and not going_on:
-                console.warn(
-                    f"{folder.folder}: there is nothing to go on from; starting anew, with the settings given now"
-                )
-            _train(folder, split, chosen, source, going_on, team)
+        if going_on:
+            source = _start_of(folder, source)
+        elif resume:
+            console.warn(f"{folder.folder}: there is nothing to go on from; starting anew, with the settings given now")
+        chosen, vgg = _resolve_perceptual(_resolve_encoder(chosen, split, source))
+        job = Job(folder, split, chosen, vgg, source, going_on)
+        _check(job)
+        team = gather_team(chosen.train.devices, chosen.train.join_minutes, _terms(job))
+        with team.together():
+            if dry_run:
+                trainer, _ = _build(job, team)
+                _estimate_time(trainer)
+                return
+            with folder.lock() if team.is_chief else nullcontext():
+                if team.is_chief:
+                    _check_run(folder, split, resume)
+                if team.is_chief and folder.exists != going_on:
+                    raise P2PHDError(f"{folder.folder}: another process began it just now; start again")
+                _train(job, team)
 
 
-def _train(
-    folder: Run, split: PackedSplit, settings: Settings, init_from: Location | None, resuming: bool, team: Team
-) -> None:
+def _train(job: Job, team: Team) -> None:
     """Train in a folder that is the team's alone; the chief reads and writes its checkpoints."""
-    if resuming:
-        init_from = _start_of(folder, init_from)
-    trainer, sources = _build(folder, split, settings, init_from, resuming, team)
+    folder = job.folder
+    trainer, sources = _build(job, team)
     start = 0
     if team.is_chief:
-        start = _enter(folder, trainer, sources, resuming)
+        start = _enter(folder, trainer, sources, job.resuming)
     start = team.first(start)
     team.share(variable for variables in trainer.state.values() for variable in variables)
     if start >= trainer.schedule.steps:
@@ -113,36 +138,55 @@ def _start_of(folder: Run, asked: Location | None) -> Location | None:
     return None if folder.checkpoints() else sources.init_from
 
 
-def _build(
-    folder: Run, split: PackedSplit, settings: Settings, init_from: Location | None, resuming: bool, team: Team
-) -> tuple[Trainer, Sources]:
-    """Check that everything fits, and build the networks on the team's devices; also returns what they were made from."""
-    chosen = _resolve_encoder(settings, split, init_from)
-    with team.strategy.scope():
-        chosen, vgg = _resolve_perceptual(chosen)
-    if resuming and (folder.sources().perceptual or {}).get("sha256") != (vgg and vgg.sha256):
+def _terms(job: Job) -> dict[str, str]:
+    """What all workers must have alike, by what a user calls it; paths and devices are each one's own affair."""
+    own = ("perceptual_weights", "join_minutes", "devices")
+    flags = {
+        flag_name(section, field, own=section == "train"): str(getattr(getattr(job.settings, section), field))
+        for section, field, _ in fields()
+        if section in (*NETWORK_SECTIONS, "loss", "train") and not (section == "train" and field in own)
+    }
+    return {
+        "p2phd": __version__,
+        "data with checksum": job.split.digest[:12],
+        "its RUN": "there" if job.resuming else "not there",
+        "perceptual weights with checksum": job.vgg.sha256[:12] if job.vgg is not None else "none",
+        **flags,
+    }
+
+
+def _check(job: Job) -> None:
+    """Refuse settings that go neither together nor with the data and the run; TensorFlow has not started yet."""
+    folder, split, settings, vgg = job.folder, job.split, job.settings, job.vgg
+    if job.resuming and (folder.sources().perceptual or {}).get("sha256") != (vgg and vgg.sha256):
         raise SettingsError(
             f"{folder.folder}: was trained with another perceptual loss than --perceptual-weights now gives"
         )
-    if resuming:
-        changes(settings_of_run(folder.folder), chosen)
-        folder.check_sizes(chosen, *trained_sizes(split, chosen)[0])
-    _check_phases(chosen, started=init_from is not None or resuming, rgb=split.rgb)
-    _check_data(split, chosen)
-    _check_team(split, chosen, team)
-    _check_tensorboard(chosen)
-    engine.make_deterministic(chosen.train.seed)
+    if job.resuming:
+        changes(settings_of_run(folder.folder), settings)
+        folder.check_sizes(settings, *trained_sizes(split, settings)[0])
+    _check_phases(settings, started=job.init_from is not None or job.resuming, rgb=split.rgb)
+    _check_data(split, settings)
+    _check_tensorboard(settings)
+
+
+def _build(job: Job, team: Team) -> tuple[Trainer, Sources]:
+    """Build the networks on the team's devices; also returns what they were made from."""
+    folder, split, settings, vgg, init_from, resuming = job
+    _check_team(split, settings, team)
+    engine.make_deterministic(settings.train.seed)
     spec = split.spec.dataset
     with team.strategy.scope():
-        model = build_model(chosen, labels=spec.labels, ignored=spec.ignored, training=True, vgg=vgg and vgg.vgg)
+        perceptual = vgg.build() if vgg is not None else None
+        model = build_model(settings, labels=spec.labels, ignored=spec.ignored, training=True, vgg=perceptual)
     init_step = None
     if init_from is not None:
         with working_copy(init_from, START) as source:
             _check_start(source, split)
-            init_step = start_from(model, chosen, source.folder)
+            init_step = start_from(model, settings, source.folder)
         if resuming and init_step != folder.sources().init_step:
             raise P2PHDError(f"{init_from}: was trained on since {folder.folder} started from it; start a new run")
-    trainer = Trainer(model, split, chosen, team)
+    trainer = Trainer(model, split, settings, team)
     if resuming:
         _check_step_size(folder, trainer.deal)
     _describe(model, trainer)
@@ -155,16 +199,7 @@ def _build(
         threads=engine.threads(),
         step_size=trainer.deal.step_size,
     )
-    _agree(team, chosen, sources, resuming)
     return trainer, sources
-
-
-def _agree(team: Team, settings: Settings, sources: Sources, resuming: bool) -> None:
-    """Let no worker train with other settings or other data than the chief; paths and threads are its own affair."""
-    chosen = settings.model_dump_json(exclude={"train": {"perceptual_weights", "join_minutes"}})
-    made_from = sources.model_dump_json(include={"examples", "init_step", "perceptual", "step_size"})
-    whole = f"{__version__} {chosen} {made_from} {len(team.devices)} {resuming}"
-    team.check_agreement(hashlib.sha256(whole.encode()).digest())
 
 
 def _check_step_size(folder: Run, deal: Deal) -> None:
@@ -231,7 +266,7 @@ def _resolve_perceptual(settings: Settings) -> tuple[Settings, VggFile | None]:
     loss = settings.loss.model_copy(update={"perceptual": weight})
     train = settings.train.model_copy(update={"perceptual_weights": source if weight else None})
     resolved = settings.model_copy(update={"loss": loss, "train": train})
-    return resolved, load_vgg(source) if weight and source is not None else None
+    return resolved, read_vgg(source) if weight and source is not None else None
 
 
 def _check_phases(settings: Settings, started: bool, rgb: bool) -> None:
@@ -339,7 +374,14 @@ def _describe(model: Pix2PixHD, trainer: Trainer) -> None:
     rows = [(name, network.count_params()) for name, network in model.networks.items()]
     console.table("Networks", ["network", "parameters"], [*rows, ("all", sum(count for _, count in rows))])
     _describe_phases(model, trainer.settings.train)
-    schedule = trainer.schedule
+    schedule, team = trainer.schedule, trainer.team
+    if team.replicas > 1:
+        console.info(f"{team.role}, {team.replicas} devices in all")
+    if trainer.settings.generator.norm == "batch" and team.replicas * trainer.deal.turns > 1:
+        console.warn(
+            "--generator-norm batch normalises what a device sees at a time: with other --devices, --batch-size or --accumulate "
+            "it trains otherwise"
+        )
     height, width = max(trained_sizes(trainer.split, trainer.settings), key=lambda size: size[0] * size[1])
     _describe_memory(trainer)
     console.info(
@@ -358,7 +400,7 @@ def _describe_memory(trainer: Trainer) -> None:
     if free is None or needed <= free:
         return
     problem = f"a step will take about {console.size(needed)} of memory{each}, and {console.size(free)} are free"
-    for flags, batch_size, recompute in _savings(trainer.settings.train):
+    for flags, batch_size, recompute in _savings(trainer.settings):
         if (less := trainer.memory(batch_size, recompute=recompute)) <= free:
             console.warn(f"{problem}; with {flags} it would take about {console.size(less)}, and train the same")
             return
@@ -366,14 +408,16 @@ def _describe_memory(trainer: Trainer) -> None:
     console.warn(f"{problem}; train with {half}a smaller --crop or fewer --generator-filters")
 
 
-def _savings(settings: TrainSettings) -> Iterator[tuple[str, int, bool]]:
+def _savings(settings: Settings) -> Iterator[tuple[str, int, bool]]:
     """Flags that save memory and change no result, from what costs least time, as (flags, batch size, recompute)."""
-    smaller = f"--batch-size 1 --accumulate {settings.batch_size * settings.accumulate}"
-    if settings.batch_size > 1:
-        yield smaller, 1, settings.recompute
-    if not settings.recompute:
-        yield "--recompute", settings.batch_size, True
-    if settings.batch_size > 1 and not settings.recompute:
+    chosen = settings.train
+    smaller = f"--batch-size 1 --accumulate {chosen.batch_size * chosen.accumulate}"
+    divides = chosen.batch_size > 1 and settings.generator.norm == "instance"
+    if divides:
+        yield smaller, 1, chosen.recompute
+    if not chosen.recompute:
+        yield "--recompute", chosen.batch_size, True
+    if divides and not chosen.recompute:
         yield f"{smaller} --recompute", 1, True
 
 

@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from pix2pixhd_cli.model.build import Optimizers
-from pix2pixhd_cli.model.optimizers import LossScale
+from pix2pixhd_cli.model.optimizers import NO_NUMBER, LossScale
 from pix2pixhd_cli.model.pix2pixhd import Batch, Gradients, Losses, Pix2PixHD, sum_of_squares
 
-NO_NUMBER = "a loss or gradient"  # What the check of them is called.
 PACK = 16 << 20  # Bytes sent to other workers at a time: in one piece they would be copied as a whole several times.
 
 

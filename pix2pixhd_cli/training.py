@@ -24,10 +24,11 @@ from pix2pixhd_cli.devices import Team, WorkerLost
 from pix2pixhd_cli.errors import Interrupted, P2PHDError
 from pix2pixhd_cli.memory import bytes_of, peak_of, room_of, total
 from pix2pixhd_cli.model.build import build_loss_scale, build_optimizers, side_multiple
+from pix2pixhd_cli.model.optimizers import NO_NUMBER
 from pix2pixhd_cli.model.pix2pixhd import Batch, Pix2PixHD
 from pix2pixhd_cli.runs import Run, checkpoint_state
 from pix2pixhd_cli.settings import Settings, TrainSettings, parse_size
-from pix2pixhd_cli.stepping import NO_NUMBER, Portion, Stepper
+from pix2pixhd_cli.stepping import Portion, Stepper
 
 SAMPLES = 4
 FLAT_SAMPLES = 3  # So many samples of one colour in a row are worth a warning.

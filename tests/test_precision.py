@@ -109,7 +109,6 @@ def test_the_scale_halves_doubles_and_has_a_floor(monkeypatch: pytest.MonkeyPatc
     for finite in (True, True, False, True, True, True, True, False, False):
         scale.follow(tf.constant(finite))
         seen.append(float(scale.value))
-    assert (seen == [4, 4, 2, 2, 2, 4, 4, 2, 1, 1] and int(scale.skipped) == 4 - 0) or seen
     assert seen == [4, 4, 2, 2, 2, 4, 4, 2, 1] and int(scale.skipped) == 3
 
 
@@ -164,14 +163,14 @@ def test_the_scale_is_resumed_exactly(packed: Path, tmp_path: Path, monkeypatch:
     def chosen(epochs: int, precision: str = "mixed_float16") -> Settings:
         return settings(precision, epochs=epochs, decay_epochs=0)
 
-    train(packed, tmp_path / "whole", chosen(4))
-    train(packed, tmp_path / "run", chosen(2))
-    train(packed, tmp_path / "run", chosen(4), resume=True)
+    train(packed, tmp_path / "whole", chosen(2))
+    train(packed, tmp_path / "run", chosen(1))
+    train(packed, tmp_path / "run", chosen(2), resume=True)
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
     assert arrays(tmp_path / "run") == arrays(tmp_path / "whole")
     assert len({line["loss_scale"] for line in metrics(tmp_path / "whole")}) > 1
     with pytest.raises(SettingsError, match="precision"):
-        train(packed, tmp_path / "run", chosen(4, "float32"), resume=True)
+        train(packed, tmp_path / "run", chosen(2, "float32"), resume=True)
 
 
 def test_weights_are_kept_in_float32(p2phd: Command, packed: Path, dataset: Path, tmp_path: Path) -> None:

@@ -55,8 +55,8 @@ def test_contradicting_a_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_text(save_settings(Settings()))
     with pytest.raises(SettingsError, match=r"--generator-filters is 8, but the run was trained with 64"):
         load_settings({"generator": {"filters": 8}}, run=tmp_path)
-    with pytest.raises(SettingsError, match=r"--batch-size is 8"):
-        load_settings({"train": {"batch_size": 8}}, run=tmp_path, resume=True)
+    with pytest.raises(SettingsError, match=r"--beta1 is 0.8"):
+        load_settings({"train": {"beta1": 0.8}}, run=tmp_path, resume=True)
     assert load_settings({"train": {"epochs": 8}}, run=tmp_path, resume=True).train.epochs == 8
 
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+NO_NUMBER = "a loss or gradient is no number"  # What the errors say that end a training.
+
 
 class Adam(keras.optimizers.Adam):
     """Adam whose epsilon of 1e-8 is added after the bias correction, in one pass over each variable.
@@ -70,7 +72,7 @@ class LossScale(tf.Module):
         Raises `tf.errors.InvalidArgumentError` if they are none at the smallest scale.
         """
         hopeless = tf.logical_not(tf.logical_or(finite, self.value > self.FLOOR))
-        with tf.control_dependencies([tf.debugging.Assert(tf.logical_not(hopeless), ["gradients overflow"])]):
+        with tf.control_dependencies([tf.debugging.Assert(tf.logical_not(hopeless), [NO_NUMBER])]):
             good = tf.where(finite, self.good + 1, 0)
         grown = good >= self.PATIENCE
         kept = tf.where(grown, tf.minimum(2.0 * self.value, self.CEILING), self.value)

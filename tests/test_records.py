@@ -1,7 +1,9 @@
 """pack, records and batches: nothing lost, every example once an epoch, an order from seed and epoch alone."""
 
 import hashlib
+import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ import pytest
 from pix2pixhd_cli.data.batches import Deal, plan_epoch, training_batches
 from pix2pixhd_cli.data.dataset import read_example, read_spec
 from pix2pixhd_cli.data.records import PackedSplit, read_pack_spec
+from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.pipeline.pack import pack
 from pix2pixhd_cli.pipeline.prepare import prepare
+from pix2pixhd_cli.sealed import seal
 from pix2pixhd_cli.settings import Settings
 from tests.conftest import save
 
@@ -62,6 +66,15 @@ def test_the_description_holds_counts_and_checksums(packed: Path) -> None:
     assert {p.name for p in packed.iterdir()} == {"pack.json"} | {
         s.file for shards in spec.shards.values() for s in shards
     }
+
+
+def test_examples_that_only_shards_have_are_refused_by_name(packed: Path, tmp_path: Path) -> None:
+    shutil.copytree(packed, tmp_path / "packed")
+    spec = json.loads((tmp_path / "packed" / "pack.json").read_text())
+    del spec["dataset"]["splits"]["train"], spec["checksum"]
+    (tmp_path / "packed" / "pack.json").write_text(seal(spec))
+    with pytest.raises(P2PHDError, match=r"packed: pack.json and the shards of 'train' disagree; pack again"):
+        PackedSplit(tmp_path / "packed", "train")
 
 
 def test_packing_again_replaces_and_gives_the_same_bytes(dataset: Path, tmp_path: Path) -> None:

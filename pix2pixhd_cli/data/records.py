@@ -149,7 +149,7 @@ class PackedSplit:
         self.spec = read_pack_spec(packed)
         if not self.spec.shards.get(split):
             raise P2PHDError(f"{packed}: there is no split {split!r} here; packed are {', '.join(self.spec.shards)}")
-        self.entries = self.spec.dataset.entries(split)
+        self.entries = self.spec.dataset.splits.get(split, ())
         self.files = [packed / shard.file for shard in self.spec.shards[split]]
         self.places: list[Place] = []
         small = sum(shard.bytes for shard in self.spec.shards[split]) <= READ_FIRST

@@ -13,7 +13,7 @@ from pix2pixhd_cli.model.encoder import InstanceEncoder, pool_instances
 from pix2pixhd_cli.model.generators import GlobalGenerator, LocalEnhancer
 from pix2pixhd_cli.model.layers import computing_in
 from pix2pixhd_cli.model.losses import adversarial_loss, feature_matching_loss, reconstruction_loss
-from pix2pixhd_cli.model.optimizers import Average
+from pix2pixhd_cli.model.optimizers import NO_NUMBER, Average
 from pix2pixhd_cli.model.perceptual import Vgg, perceptual_loss
 from pix2pixhd_cli.model.pool import FakePool
 
@@ -284,9 +284,7 @@ class Pix2PixHD:
             # Squares, because Adam squares. The generator's gradients come after this, so that each is used up at once: checked
             # too, they would all have to be kept.
             squares = sum_of_squares([back.fake_gradient, *back.discriminator_gradients])
-            with tf.control_dependencies(
-                [tf.debugging.check_numerics(tf.add_n(back.losses) + squares, "a loss or gradient")]
-            ):
+            with tf.control_dependencies([tf.debugging.check_numerics(tf.add_n(back.losses) + squares, NO_NUMBER)]):
                 trained = self.trained_variables(fixed_global)
                 generator_optimizer.apply(self._generator_gradients(back, fixed_global), trained)
                 discriminator_optimizer.apply(back.discriminator_gradients, self.discriminator_variables)

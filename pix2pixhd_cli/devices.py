@@ -4,6 +4,7 @@ TensorFlow distributes: `MirroredStrategy` over the GPUs of a machine, `MultiWor
 `TF_CONFIG` names. What is here takes them, and says in a line what went wrong.
 """
 
+import faulthandler
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import tensorflow as tf
 
@@ -29,20 +31,22 @@ OF_WORKERS = (
     tf.errors.InternalError,
     tf.errors.FailedPreconditionError,
 )
-# Ends this process's parent with a line, unless the pipe to it is closed in time.
-WATCH = """
-import os, select, sys
+# Prints a line, unless the pipe to it is closed in time.
+LAST_WORDS = """
+import select, sys
 if not select.select([0], [], [], float(sys.argv[1]))[0]:
     print(sys.argv[2], file=sys.stderr)
-    os.kill(os.getppid(), 9)
 """
 
 
 class WorkerLost(P2PHDError):
-    """Another worker is gone, and this one cannot go on alone."""
+    """Another worker is gone, and this one cannot go on alone; `reason` is what TensorFlow says of it."""
 
-    def __init__(self) -> None:
-        super().__init__("another worker stopped or cannot be reached; once all are back, start each with --resume")
+    def __init__(self, reason: str = "") -> None:
+        said = f" (TensorFlow: {' '.join(reason.split())[:200]})" if reason else ""
+        super().__init__(
+            f"another worker stopped or cannot be reached{said}; once all are back, start each with --resume"
+        )
 
 
 @dataclass(frozen=True)
@@ -102,10 +106,10 @@ class Team:
         """Say in a line that another worker is gone, instead of TensorFlow's many."""
         try:
             yield
-        except OF_WORKERS:
+        except OF_WORKERS as error:
             if self.workers == 1:
                 raise
-            raise WorkerLost from None
+            raise WorkerLost(error.message) from None
 
     def _from_chief(self, tensor: tf.Tensor) -> tf.Tensor:
         """The chief's tensor: the others add zeros to each of its bytes."""
@@ -189,8 +193,8 @@ def _join(cluster: Cluster, terms: Mapping[str, str], seconds: float) -> Team:
     try:
         with _watched(max(60.0, deadline - time.monotonic())):
             strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    except OF_WORKERS:
-        raise WorkerLost from None
+    except OF_WORKERS as error:
+        raise WorkerLost(error.message) from None
     except (RuntimeError, ValueError) as error:
         raise P2PHDError(f"TF_CONFIG: TensorFlow could not join the workers ({error})") from None
     devices = tuple(name.partition("device:")[2] for name in strategy.extended.worker_devices)
@@ -199,11 +203,16 @@ def _join(cluster: Cluster, terms: Mapping[str, str], seconds: float) -> Team:
 
 @contextmanager
 def _watched(seconds: float) -> Iterator[None]:
-    """End this process with a line after so long: TensorFlow lets nothing in it run while it waits for a worker."""
-    words = [sys.executable, "-S", "-E", "-c", WATCH, str(seconds), f"error: {WorkerLost()}"]
-    with subprocess.Popen(words, stdin=subprocess.PIPE) as watch:
-        assert watch.stdin is not None
+    """End this process after so long, and say why: TensorFlow lets no Python in it run while it waits for a worker.
+
+    It ends by itself, for no process may kill the first one of a container; another process says why.
+    """
+    words = [sys.executable, "-S", "-E", "-c", LAST_WORDS, str(seconds), f"error: {WorkerLost()}"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE) as speaker, Path(os.devnull).open("w") as nowhere:
+        assert speaker.stdin is not None
+        faulthandler.dump_traceback_later(seconds + 1, exit=True, file=nowhere)
         try:
             yield
         finally:
-            watch.stdin.close()
+            faulthandler.cancel_dump_traceback_later()
+            speaker.stdin.close()

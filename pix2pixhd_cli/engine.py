@@ -35,7 +35,9 @@ def make_deterministic(seed: int) -> None:
 def threads() -> int:
     """How many threads TensorFlow works with on one operation of a CPU."""
     asked = os.environ.get("TF_NUM_INTRAOP_THREADS", "")
-    return int(asked) if asked.isdecimal() and int(asked) else len(os.sched_getaffinity(0))
+    if asked.isdecimal() and int(asked):
+        return int(asked)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _import() -> None:

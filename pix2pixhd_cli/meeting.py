@@ -56,6 +56,8 @@ def read_cluster(text: str | None) -> Cluster | None:
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         example = '{"cluster": {"worker": ["HOST:PORT", …]}, "task": {"type": "worker", "index": 0}}'
         raise SettingsError(f"TF_CONFIG: is not of the form {example}") from None
+    if len(chiefs) > 1:
+        raise SettingsError("TF_CONFIG: names more than one chief; the others are workers")
     if strange:
         raise SettingsError(f"TF_CONFIG: there is no use for {', '.join(sorted(strange))} here; name workers only")
     for address in addresses:
@@ -164,12 +166,12 @@ def _report_to_chief(cluster: Cluster, terms: Mapping[str, str], deadline: float
         try:
             with socket.create_connection(_host_and_port(cluster.addresses[0]), timeout=min(left, 5.0)) as line:
                 _say(line, {"cluster": cluster.addresses, "index": cluster.number, "terms": terms})
-                answer = json.loads(_wait_for_line(line, deadline))
-        except (OSError, ValueError):
+                problem = json.loads(_wait_for_line(line, deadline))["error"]
+        except (OSError, ValueError, KeyError, TypeError):  # Nobody is there, or a stranger.
             time.sleep(0.2)
             continue
-        if answer["error"]:
-            raise P2PHDError(answer["error"])
+        if problem:
+            raise P2PHDError(str(problem))
         return
 
 

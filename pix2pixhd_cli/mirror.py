@@ -14,7 +14,7 @@ import secrets
 import shutil
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import wraps
 from hashlib import sha256
 from pathlib import Path
@@ -82,8 +82,7 @@ class Claim:
         if holder is not None and not holder.is_dead:
             advice = f"wait for it or, if it is gone for sure, delete {self._place}"
             raise P2PHDError(f"{self._url}: {holder} is writing here; {advice}")
-        if self._url.text.startswith("file://"):
-            folder = Path(self._url.text.removeprefix("file://"))
+        if (folder := self._url.local) is not None:
             refuse_links(*folder.glob("*"), *folder.glob("*/*"), *folder.glob("checkpoints/*/*"))
         self._place.write_text(seal(self.writer.model_dump()))
         self.check()
@@ -168,14 +167,19 @@ class Mirror(Run):
         It cannot be shared. Raises `P2PHDError` naming who writes there already, and if what is new cannot be copied.
         """
         assert not shared, "nobody at a URL can tell who is alive"
-        self._claim.take()
-        try:
-            self._begin()
-            yield
-        except BaseException:
-            self._give_up()
-            raise
-        self._finish()
+        with self._locked_here():
+            self._claim.take()
+            try:
+                self._begin()
+                yield
+            except BaseException:
+                self._give_up()
+                raise
+            self._finish()
+
+    def _locked_here(self) -> AbstractContextManager[None]:
+        """The lock that those take who know the run by its path, where it has one."""
+        return Run(self.url.local).lock() if self.url.local is not None else nullcontext()
 
     def _begin(self) -> None:
         self.fetch(self._scope)

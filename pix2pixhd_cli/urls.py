@@ -54,6 +54,11 @@ class Url:
         """The folder it lies in."""
         return Url(self.text.rpartition("/")[0])
 
+    @property
+    def local(self) -> Path | None:
+        """The same place by its path, if it is on this machine."""
+        return Path(self.text.removeprefix("file://")) if self.text.startswith("file://") else None
+
     def resolve(self) -> "Url":
         """Itself: a URL has no other name."""
         return self
@@ -151,6 +156,8 @@ def locate(where: Location | str) -> Location:
     rest = where[found.end() :].rstrip("/")
     if not rest or {".", ".."} & set(rest.split("/")) or not where.isprintable():
         raise P2PHDError(f"{where!r}: is no folder's URL; it should be like gs://bucket/folder")
+    if found[1].lower() == "file" and not rest.startswith("/"):
+        raise P2PHDError(f"{where}: names a machine; write file:///folder with three slashes, or just the path")
     return Url(found[0].lower() + rest)
 
 

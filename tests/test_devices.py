@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -19,6 +21,7 @@ import yaml
 from pix2pixhd_cli.devices import take_devices
 from pix2pixhd_cli.errors import P2PHDError, SettingsError
 from pix2pixhd_cli.meeting import Cluster, meet, read_cluster
+from pix2pixhd_cli.pipeline import train as train_module
 from pix2pixhd_cli.pipeline.train import train
 from pix2pixhd_cli.settings import load_settings, save_settings
 from tests.conftest import Command
@@ -305,11 +308,48 @@ def test_strangers_do_not_disturb_the_meeting(said: object) -> None:
         assert not worker.is_alive()
 
 
+@pytest.mark.parametrize("answer", [b"7\n", b"{}\n", b'"x"\n', b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_a_stranger_at_the_chiefs_address_is_no_chief(answer: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        cluster = (f"127.0.0.1:{server.getsockname()[1]}", *free_addresses(1))
+
+        def reply() -> None:
+            with suppress(OSError):
+                while True:
+                    with server.accept()[0] as line:
+                        line.recv(4096)
+                        line.sendall(answer)
+
+        threading.Thread(target=reply, daemon=True).start()
+        with pytest.raises(P2PHDError, match=f"the chief at {cluster[0]} cannot be reached"):
+            meet(Cluster(cluster, 1), TERMS, time.monotonic() + 1)
+
+
+def test_what_workers_must_have_alike(packed: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So much that none trains from other weights, or only pretends to."""
+    heard: list[dict[str, str]] = []
+
+    def stop(*arguments: Any) -> None:
+        heard.append(arguments[-1])
+        raise P2PHDError("enough")
+
+    monkeypatch.setattr(train_module, "gather_team", stop)
+    copy = shutil.copytree(run, tmp_path / "copy")
+    cases: list[dict[str, Any]] = [{}, {"dry_run": True}, {"init_from": run}, {"init_from": copy}]
+    for keywords in cases:
+        with pytest.raises(P2PHDError, match="enough"):
+            train(packed, tmp_path / "new", load_settings(run=run), **keywords)
+    plain, dry, *started = heard
+    assert {name for name in plain if plain[name] != dry[name]} == {"--dry-run"}
+    assert {name for name in plain if plain[name] != started[0][name]} == {"--init-from with checksum"}
+    assert started[0] == started[1]
+
+
 def test_a_worker_that_is_lost_while_tensorflow_waits_is_told() -> None:
     """TensorFlow holds the interpreter while it waits, as does a sleep in C."""
     code = "import ctypes\nfrom pix2pixhd_cli import devices\nwith devices._watched(0.2): ctypes.PyDLL(None).sleep(60)"
     done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL
+    assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: another worker stopped or cannot be reached")
 
 
@@ -349,6 +389,7 @@ def test_workers_that_do_not_come_are_named(
         ),
         ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}', "there is no worker 1"),
         ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "chief", "index": 0}}', "there is no chief 0"),
+        ('{"cluster": {"chief": ["a:1", "b:1"]}, "task": {"type": "chief", "index": 0}}', "more than one chief"),
         ('{"cluster": {"worker": ["a:1"], "ps": ["b:1"]}, "task": {"type": "worker", "index": 0}}', "no use for ps"),
     ],
 )
@@ -400,18 +441,23 @@ def stub(folder: Path, name: str, script: str) -> None:
 def test_the_slurm_script_names_every_worker_and_comes_back(tmp_path: Path) -> None:
     stub(tmp_path / "bin", "scontrol", 'if [ "$1" = show ]; then echo a1; echo a2; else echo "$@"; fi')
     stub(tmp_path / "bin", "srun", 'shift; for n in 0 1; do SLURM_PROCID=$n "$@" || code=$?; done; exit "${code:-0}"')
-    stub(tmp_path / "bin", "p2phd", 'echo "$TF_CONFIG|$*"; exit 143')
+    stub(tmp_path / "bin", "p2phd", 'echo "$TF_CONFIG|$*|$SRUN_CPUS_PER_TASK"; exit 143')
     environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "P2PHD_CLUSTER": str(CLUSTER)}
-    environment |= {"SLURM_JOB_NODELIST": "a[1-2]", "SLURM_JOB_ID": "77", "SLURM_SUBMIT_DIR": "/"}
+    environment |= {
+        "SLURM_JOB_NODELIST": "a[1-2]",
+        "SLURM_JOB_ID": "77",
+        "SLURM_SUBMIT_DIR": "/",
+        "SLURM_CPUS_PER_TASK": "32",
+    }
     done = subprocess.run(
         ["bash", CLUSTER / "slurm.sh", "packed", "my run"], env=environment, capture_output=True, text=True, check=False
     )
     *workers, last = done.stdout.splitlines()
     assert done.returncode == 143 and last == "requeue 77", done
     for number, line in enumerate(workers):
-        text, _, arguments = line.partition("|")
+        text, arguments, cores = line.split("|")
         assert read_cluster(text) == Cluster(("a1:2222", "a2:2222"), number)
-        assert arguments == "train packed my run --resume"
+        assert (arguments, cores) == ("train packed my run --resume", "32")
     assert len(workers) == 2
 
 

@@ -15,7 +15,17 @@ import tensorflow as tf
 from pix2pixhd_cli.data import records
 from pix2pixhd_cli.data.records import PackedSplit
 from pix2pixhd_cli.errors import P2PHDError
-from pix2pixhd_cli.mirror import GOING_ON, WRITER, Claim, Mirror, Writer, cache, training_copy, working_copy
+from pix2pixhd_cli.mirror import (
+    DESCRIPTION,
+    GOING_ON,
+    WRITER,
+    Claim,
+    Mirror,
+    Writer,
+    cache,
+    training_copy,
+    working_copy,
+)
 from pix2pixhd_cli.pipeline.cluster import cluster
 from pix2pixhd_cli.pipeline.encode import encode
 from pix2pixhd_cli.pipeline.pack import pack
@@ -117,6 +127,9 @@ def test_what_is_a_url() -> None:
     assert (Url("gs://b/x") / "y").name == "y" and (Url("gs://b/x") / "y").parent == Url("gs://b/x")
     for text in ("gs://", "gs:///", "gs://b/../c", "gs://b/\n"):
         with pytest.raises(P2PHDError, match="no folder's URL"):
+            locate(text)
+    for text in ("file://run", "file://localhost/run", "FILE://a"):
+        with pytest.raises(P2PHDError, match="names a machine; write file:///folder with three slashes"):
             locate(text)
     with pytest.raises(P2PHDError, match="gs://b/x: a URL must come as text"):
         locate(Path("gs://b/x"))
@@ -325,6 +338,16 @@ def test_one_process_at_a_time(p2phd: Command, dataset: Path, packed: Path, run:
     (there / WRITER).write_text(seal(dead.model_dump()))
     cluster(as_url(there))
     assert not (there / WRITER).exists()
+
+
+def test_a_run_is_one_by_its_path_and_by_its_url(p2phd: Command, packed: Path, run: Path, there: Path) -> None:
+    shutil.copytree(run, there)
+    names = (str(there), as_url(there))
+    for name, other in (names, names[::-1]):
+        with working_copy(name, DESCRIPTION, writing=True) as copy, copy.lock():
+            for words in (("cluster", other), ("train", packed, other, "--resume")):
+                outcome = p2phd(*words)
+                assert outcome.code == 1 and "is writing here" in outcome.err, outcome.err
 
 
 def test_verbs_at_urls(

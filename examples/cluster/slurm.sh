@@ -15,6 +15,7 @@ set -uo pipefail
 here=${P2PHD_CLUSTER:-$SLURM_SUBMIT_DIR/examples/cluster}
 mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 export here hosts_line="${hosts[*]}"
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun does not take it from sbatch by itself.
 
 # shellcheck disable=SC2016
 srun --kill-on-bad-exit=0 bash -c '

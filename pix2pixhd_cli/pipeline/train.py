@@ -8,6 +8,7 @@ from typing import NamedTuple
 from pix2pixhd_cli import __version__, console, engine
 from pix2pixhd_cli.coarse_to_fine import resolve_encoder, start_from
 from pix2pixhd_cli.data.batches import Deal
+from pix2pixhd_cli.data.parts import digest
 from pix2pixhd_cli.data.records import PackedSplit
 from pix2pixhd_cli.devices import Team, gather_team
 from pix2pixhd_cli.errors import P2PHDError, SettingsError
@@ -83,7 +84,8 @@ def train(
         chosen, vgg = _resolve_perceptual(_resolve_encoder(chosen, split, source))
         job = Job(folder, split, chosen, vgg, source, going_on)
         _check(job)
-        team = gather_team(chosen.train.devices, chosen.train.join_minutes, _terms(job))
+        terms = {**_terms(job), "--dry-run": "on" if dry_run else "off"}
+        team = gather_team(chosen.train.devices, chosen.train.join_minutes, terms)
         with team.together():
             if dry_run:
                 trainer, _ = _build(job, team)
@@ -112,7 +114,10 @@ def _train(job: Job, team: Team) -> None:
     if start:
         console.info(f"going on after step {start} of {trainer.schedule.steps}")
     trainer.fit(folder, start)
-    console.info(f"trained {folder.folder}; samples lie in {folder.folder / 'samples'}")
+    if team.is_chief:
+        console.info(f"trained {folder.folder}; samples lie in {folder.folder / 'samples'}")
+    else:
+        console.info("trained; the chief has written the run")
 
 
 def _enter(folder: Run, trainer: Trainer, sources: Sources, resuming: bool) -> int:
@@ -151,8 +156,14 @@ def _terms(job: Job) -> dict[str, str]:
         "data with checksum": job.split.digest[:12],
         "its RUN": "there" if job.resuming else "not there",
         "perceptual weights with checksum": job.vgg.sha256[:12] if job.vgg is not None else "none",
+        "--init-from with checksum": _checksum_of_run(job.init_from) if job.init_from is not None else "none",
         **flags,
     }
+
+
+def _checksum_of_run(run: Location) -> str:
+    """What tells a run from others, wherever it lies: what it was made from, and its settings."""
+    return digest([place.read_text("utf-8") for name in DESCRIPTION if (place := run / name).exists()])
 
 
 def _check(job: Job) -> None:

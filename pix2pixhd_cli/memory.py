@@ -7,12 +7,15 @@ any more is given back.
 
 import heapq
 import os
+import sys
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from itertools import accumulate, takewhile
 from pathlib import Path
 
 import tensorflow as tf
 from tensorflow.python.client import device_lib
+from tensorflow.python.eager.context import context
 
 # Results that are views of an input.
 VIEWS = frozenset(
@@ -29,7 +32,7 @@ IN_PLACE = frozenset(
     )
 )  # fmt: skip
 UPDATES = ("ResourceApply", "Assign")
-MEMORY, LIMIT, USED = map(Path, ("/proc/meminfo", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.stat"))
+MEMORY, GROUP, GROUPS = map(Path, ("/proc/meminfo", "/proc/self/cgroup", "/sys/fs/cgroup"))
 LOADED = 650 << 20  # What a process takes that has loaded TensorFlow, on a CPU.
 ROOM = 6  # Times the largest result: what operations at work, and pieces that fit nothing else, take; measured, see README.
 
@@ -117,18 +120,31 @@ def total(of_device: int, devices: int) -> int:
 def available() -> int | None:
     """The bytes that training may take of the smallest GPU, or of this machine; None if nobody tells."""
     if _has_gpus():
-        return min(
-            int(device.memory_limit) for device in device_lib.list_local_devices() if device.device_type == "GPU"
-        )
+        devices = device_lib.list_local_devices(context().config)  # Of those alone that this process sees.
+        return min(int(device.memory_limit) for device in devices if device.device_type == "GPU")
     try:
         page = os.sysconf("SC_PAGE_SIZE")
         resident = page * int(Path("/proc/self/statm").read_text().split()[1])
-        free = [1024 * _number(MEMORY, "MemAvailable:")]
-        if LIMIT.exists() and (limit := LIMIT.read_text().strip()) != "max":
-            free.append(int(limit) - _number(USED, "anon"))  # What is cached of files makes room.
+        return resident + min(1024 * _number(MEMORY, "MemAvailable:"), *_left_by_groups())
     except (OSError, ValueError, StopIteration):
         return None
-    return resident + min(free)
+
+
+def _left_by_groups() -> Iterator[int]:
+    """The bytes that containers and jobs leave: this process's control group and all above it, of either version."""
+    yield sys.maxsize
+    for line in GROUP.read_text().splitlines():
+        _, kinds, path = line.split(":", 2)
+        if not kinds:
+            top, limit, used = GROUPS, "memory.max", "anon"
+        elif "memory" in kinds.split(","):
+            top, limit, used = GROUPS / "memory", "memory.limit_in_bytes", "total_rss"
+        else:
+            continue
+        names = takewhile(lambda name: name != "..", path.strip("/").split("/"))
+        for folder in accumulate(names, Path.joinpath, initial=top):
+            if (folder / limit).exists() and (text := (folder / limit).read_text().strip()) != "max":
+                yield int(text) - _number(folder / "memory.stat", used)  # What is cached of files makes room.
 
 
 def _number(path: Path, name: str) -> int:

@@ -31,6 +31,7 @@ from pix2pixhd_cli.settings import Settings, TrainSettings, parse_size
 from pix2pixhd_cli.stepping import Portion, Stepper
 
 SAMPLES = 4
+NAMED = 8  # Examples, where something is wrong in a step.
 FLAT_SAMPLES = 3  # So many samples of one colour in a row are worth a warning.
 
 
@@ -292,13 +293,16 @@ class Trainer:
             raise
         except P2PHDError as error:
             advice = "Look at these examples, or train a new run with a smaller --learning-rate"
+            if self.scale is not None:
+                advice += ", or with --precision mixed_bfloat16"
             kept = "nothing was saved yet" if self.team.is_chief else "the chief says what was saved"
             if self._saved and self.team.is_chief:
-                kept, advice = (
-                    f"the checkpoint of step {self._saved} is kept",
-                    f"{advice}, from this one with --init-from",
-                )
-            raise P2PHDError(f"step {step}: {error}, on {', '.join(self.stems(step))}; {kept}. {advice}") from None
+                kept = f"the checkpoint of step {self._saved} is kept"
+                if self._saved > self._scaling().get("skipped", 0):
+                    advice += ", from this one with --init-from"
+            stems = self.stems(step)
+            more = f" and {len(stems) - NAMED} more" if len(stems) > NAMED else ""
+            raise P2PHDError(f"step {step}: {error}, on {', '.join(stems[:NAMED])}{more}; {kept}. {advice}") from None
 
     def stems(self, step: int) -> list[str]:
         """The examples that a step sees."""
@@ -354,14 +358,22 @@ class Trainer:
                 fake = self._reconstruct(Batch(*map(tf.constant, batch)))[0].numpy()
             yield Sample(label, instance, fake, batch.photo[0])
 
-    def memory(self, batch_size: int | None = None, *, recompute: bool | None = None) -> int:
+    @property
+    def largest(self) -> tuple[int, int]:
+        """Height and width of the largest pictures that are trained on."""
+        return max(trained_sizes(self.split, self.settings), key=lambda sides: sides[0] * sides[1])
+
+    def memory(
+        self, batch_size: int | None = None, *, recompute: bool | None = None, sides: tuple[int, int] | None = None
+    ) -> int:
         """The bytes that a step will take, about, of each GPU or, without any, of this machine.
 
-        In steps of as many examples, but of batches of another size, and with or without recomputing, if these are given.
+        In steps of as many examples, but of batches of another size, with or without recomputing, and of pictures of other
+        height and width, if these are given.
         """
         size = batch_size or self.deal.batch_size
         turns = self.deal.turns * -(-self.deal.batch_size // size)
-        height, width = max(trained_sizes(self.split, self.settings), key=lambda sides: sides[0] * sides[1])
+        height, width = sides or self.largest
         with self.model.recomputing(self.model.recompute if recompute is None else recompute):
             graph = self._stepper.trace(batch_spec(self.split.rgb, size, height, width), turns)
         model = self.model

@@ -124,19 +124,30 @@ def test_what_is_free() -> None:
     assert total(1000, 2) == memory.LOADED + 2000
 
 
-def test_a_container_may_take_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, text in (
-        ("MEMORY", "MemTotal: 9\nMemAvailable: 8000000 kB\n"), ("LIMIT", "3000000\n"), ("USED", "anon 1000000\nfile 9\n")
-    ):  # fmt: skip
+@pytest.mark.parametrize(
+    ("line", "left"),
+    [
+        ("0::/job/step\n", 2000000), ("0::/job\n", 4000000), ("0::/../other\n", 4000000), ("9:name=x:/job/step\n0::/\n", 4000000),
+        ("4:cpu,memory:/job/step\n0::/elsewhere\n", 2000000), ("4:memory:/unseen/from/here\n", 4000000),
+    ],
+)  # fmt: skip
+def test_a_container_may_take_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, left: int) -> None:
+    """By its own control group or one above it, of either version."""
+    files = {"memory_": "MemTotal: 9\nMemAvailable: 8000000 kB\n", "group": line}
+    for kind, limit, used in ((".", "memory.max", "anon"), ("memory", "memory.limit_in_bytes", "total_rss")):
+        files |= {f"{kind}/job/{limit}": "max\n" if kind == "." else f"{1 << 62}\n", f"{kind}/{limit}": "5000000\n"}
+        files |= {f"{kind}/{at}/memory.stat": f"{used} 1000000\nfile 9\n" for at in (".", "job", "job/step")}
+        files[f"{kind}/job/step/{limit}"] = "3000000\n"
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-        monkeypatch.setattr(memory, name, tmp_path / name)
+    for name, at in (("MEMORY", "memory_"), ("GROUP", "group"), ("GROUPS", ".")):
+        monkeypatch.setattr(memory, name, tmp_path / at)
     limited = available()
-    (tmp_path / "LIMIT").write_text("max\n")
+    (tmp_path / "group").write_text("3:cpu:/\n")
     whole = available()
     assert limited is not None and whole is not None
-    assert whole - limited == pytest.approx(
-        8000000 * 1024 - 2000000, abs=64 << 20
-    )  # The process itself may have grown.
+    assert whole - limited == pytest.approx(8000000 * 1024 - left, abs=64 << 20)  # The process itself may have grown.
 
 
 def test_what_nobody_tells_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,12 +160,13 @@ def test_the_smallest_gpu_counts(monkeypatch: pytest.MonkeyPatch) -> None:
         SimpleNamespace(device_type=kind, memory_limit=size) for kind, size in (("CPU", 1), ("GPU", 9), ("GPU", 8))
     ]
     monkeypatch.setattr(memory, "_has_gpus", lambda: True)
-    monkeypatch.setattr(device_lib, "list_local_devices", lambda: found)
+    monkeypatch.setattr(device_lib, "list_local_devices", lambda _: found)
     assert available() == 8 and total(1000, 2) == 1000
 
 
 # What a step takes with (batch size, recomputing), where it takes 40 GiB as asked for.
 TAKES = {(4, False): 40, (1, False): 20, (4, True): 25, (1, True): 10}
+HALVES = "--crop 256x512 it would take about {}.0 GiB, and see parts of the pictures"
 
 
 @pytest.mark.parametrize(
@@ -164,9 +176,10 @@ TAKES = {(4, False): 40, (1, False): 20, (4, True): 25, (1, True): 10}
         (30, {}, "with --batch-size 1 --accumulate 8 it would take about 20.0 GiB, and train the same"),
         (30, {"generator": {"norm": "batch"}}, "with --recompute it would take about 25.0 GiB, and train the same"),
         (15, {}, "with --batch-size 1 --accumulate 8 --recompute it would take about 10.0 GiB"),
-        (15, {"generator": {"norm": "batch"}}, "; train with --precision mixed_bfloat16, a smaller --crop"),
-        (5, {}, "; train with --precision mixed_bfloat16, a smaller --crop or fewer --generator-filters"),
-        (5, {"train": {"precision": "mixed_float16"}}, "; train with a smaller --crop or fewer --generator-filters"),
+        (15, {"generator": {"norm": "batch"}}, f"with --recompute {HALVES.format(12)}"),
+        (5, {}, f"with --batch-size 1 --accumulate 8 --recompute {HALVES.format(5)}"),
+        (22, {"train": {"recompute": True}, "generator": {"norm": "batch"}}, f"with {HALVES.format(12)}"),
+        (1, {}, "; whatever the flags, these networks do not fit: train with fewer --generator-filters"),
     ],
 )
 def test_flags_that_would_fit_are_named(
@@ -176,12 +189,13 @@ def test_flags_that_would_fit_are_named(
     chosen: dict[str, dict[str, object]],
     said: str,
 ) -> None:
-    def takes(batch_size: int = 4, *, recompute: bool = False) -> int:
-        return TAKES[batch_size, recompute] << 30
+    def takes(batch_size: int = 4, *, recompute: bool = False, sides: tuple[int, int] | None = None) -> int:
+        return max(2, TAKES[batch_size, recompute] * (sides or largest)[0] // largest[0]) << 30
 
     monkeypatch.setattr(verb, "available", lambda: free << 30)
+    largest = (512, 1024)
     settings = Settings(**{**chosen, "train": {"batch_size": 4, "accumulate": 2, **chosen.get("train", {})}})  # type: ignore[arg-type]
-    trainer = SimpleNamespace(settings=settings, team=take_devices("cpu"), memory=takes)
+    trainer = SimpleNamespace(settings=settings, team=take_devices("cpu"), memory=takes, largest=largest)
     verb._describe_memory(trainer)
     printed = capsys.readouterr()
     assert "a step will take about 40.0 GiB of memory" in printed.out

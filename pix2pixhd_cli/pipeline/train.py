@@ -393,8 +393,12 @@ def _describe(model: Pix2PixHD, trainer: Trainer) -> None:
             "--generator-norm batch normalises what a device sees at a time: with other --devices, --batch-size or --accumulate "
             "it trains otherwise"
         )
-    height, width = max(trained_sizes(trainer.split, trainer.settings), key=lambda size: size[0] * size[1])
+    height, width = trainer.largest
     _describe_memory(trainer)
+    if trainer.settings.train.precision == "mixed_float16" and team.devices[0].startswith("CPU"):
+        console.warn(
+            "--precision mixed_float16 is slow on a CPU, and takes more memory than was told; mixed_bfloat16 saves some"
+        )
     console.info(
         f"data: {schedule.examples} examples, trained at {height}x{width}, {trainer.deal.step_size} in a step: "
         f"{schedule.epochs} epochs of {schedule.steps_per_epoch} steps, {schedule.steps} in all"
@@ -411,25 +415,39 @@ def _describe_memory(trainer: Trainer) -> None:
     if free is None or needed <= free:
         return
     problem = f"a step will take about {console.size(needed)} of memory{each}, and {console.size(free)} are free"
-    for flags, batch_size, recompute in _savings(trainer.settings):
-        if (less := trainer.memory(batch_size, recompute=recompute)) <= free:
-            console.warn(f"{problem}; with {flags} it would take about {console.size(less)}, and train the same")
+    for saving in _savings(trainer.settings, trainer.largest):
+        less = trainer.memory(saving.batch_size, recompute=saving.recompute, sides=saving.crop)
+        if less <= free:
+            outcome = "and see parts of the pictures" if saving.crop else "and train the same"
+            console.warn(f"{problem}; with {saving.flags} it would take about {console.size(less)}, {outcome}")
             return
-    half = "" if trainer.settings.train.precision != "float32" else "--precision mixed_bfloat16, "
-    console.warn(f"{problem}; train with {half}a smaller --crop or fewer --generator-filters")
+    console.warn(f"{problem}; whatever the flags, these networks do not fit: train with fewer --generator-filters")
 
 
-def _savings(settings: Settings) -> Iterator[tuple[str, int, bool]]:
-    """Flags that save memory and change no result, from what costs least time, as (flags, batch size, recompute)."""
+class Saving(NamedTuple):
+    """Flags that save memory, and what they stand for; crop is None if results stay the same."""
+
+    flags: str
+    batch_size: int
+    recompute: bool
+    crop: tuple[int, int] | None = None
+
+
+def _savings(settings: Settings, sides: tuple[int, int]) -> Iterator[Saving]:
+    """What saves memory, from what costs least time; at last, crops of pictures that have these sides."""
     chosen = settings.train
-    smaller = f"--batch-size 1 --accumulate {chosen.batch_size * chosen.accumulate}"
-    divides = chosen.batch_size > 1 and settings.generator.norm == "instance"
-    if divides:
-        yield smaller, 1, chosen.recompute
+    least = Saving("", chosen.batch_size, chosen.recompute)
+    if chosen.batch_size > 1 and settings.generator.norm == "instance":
+        least = Saving(f"--batch-size 1 --accumulate {chosen.batch_size * chosen.accumulate}", 1, chosen.recompute)
+        yield least
     if not chosen.recompute:
-        yield "--recompute", chosen.batch_size, True
-    if divides and not chosen.recompute:
-        yield f"{smaller} --recompute", 1, True
+        yield Saving("--recompute", chosen.batch_size, True)
+        if least.flags:
+            yield least._replace(flags=f"{least.flags} --recompute", recompute=True)
+        least = least._replace(flags=f"{least.flags} --recompute".strip(), recompute=True)
+    multiple, smallest = side_multiple(settings), smallest_side(settings)
+    while min(sides := (sides[0] // 2 // multiple * multiple, sides[1] // 2 // multiple * multiple)) >= smallest:
+        yield least._replace(flags=f"{least.flags} --crop {sides[0]}x{sides[1]}".strip(), crop=sides)
 
 
 def _describe_phases(model: Pix2PixHD, settings: TrainSettings) -> None:

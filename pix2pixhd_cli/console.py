@@ -99,6 +99,11 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     out.print(view)
 
 
+def count(number: int, noun: str) -> str:
+    """So many of something: `1 picture`, `2 pictures`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def size(count: float) -> str:
     """Bytes in the unit that suits them."""
     for unit in ("bytes", "KiB", "MiB"):

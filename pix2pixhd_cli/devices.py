@@ -82,7 +82,7 @@ class Team:
     @property
     def role(self) -> str:
         """This process among the others, as a user reads it."""
-        devices = f"{len(self.devices)} device{'s' if len(self.devices) > 1 else ''}"
+        devices = console.count(len(self.devices), "device")
         if self.workers == 1:
             return devices
         return f"worker {self.worker + 1} of {self.workers}{', the chief,' if self.is_chief else ''} with {devices}"

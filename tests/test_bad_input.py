@@ -504,7 +504,7 @@ def test_training_on_a_split_without_photos(p2phd: Command, city: Path, tmp_path
     assert prepared.code == 0 and "train: 6 examples, no photos" in prepared.out
     p2phd("pack", tmp_path / "ds", tmp_path / "packed")
     outcome = p2phd("train", tmp_path / "packed", tmp_path / "run")
-    assert outcome.code == 1 and "6 examples of 'train' have no photo, the first is toytown_000000" in outcome.err
+    assert outcome.code == 1 and "6 examples of 'train' without a photo, the first is toytown_000000" in outcome.err
     assert not (tmp_path / "run").exists()
 
 

@@ -128,6 +128,20 @@ def test_parts_are_what_a_single_run_is(
     with pytest.raises(P2PHDError, match=r"there are no parts to merge; .* if they are not merged already"):
         bench.do(verb, merge=True)
     assert bench.left() == whole(verb)
+    assert not [path for path in (bench.folder / "here").iterdir() if path.name.startswith(".made")]
+
+
+def test_parts_without_a_shard_are_told(
+    bench: Bench, whole: Callable[[str], dict[str, bytes]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four shards of one split, and three of the other."""
+    for number in range(1, 10):
+        bench.do("pack", part=f"{number}/9")
+    assert (
+        capsys.readouterr().err.count("there is nothing in it, for there are only 7 shards; --shards makes more") == 2
+    )
+    bench.do("pack", merge=True)
+    assert bench.left() == whole("pack")
 
 
 def test_more_parts_than_examples(bench: Bench) -> None:

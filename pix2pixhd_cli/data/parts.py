@@ -128,15 +128,19 @@ class Parts:
 
         Raises `P2PHDError` naming those that are missing, not finished, at work, or made with something else.
         """
+        self.require()
+        with self._alone():
+            yield self._complete()
+            self._delete()
+
+    def require(self) -> None:
+        """Raise `P2PHDError` unless a part was begun that is not merged."""
         self._clear()
         if not self.folder.is_dir():
             raise P2PHDError(
                 f"{self.folder}: there are no parts to merge; `{self.command} --part 1/N` makes the first of N, "
                 "if they are not merged already"
             )
-        with self._alone():
-            yield self._complete()
-            self._delete()
 
     def forget(self) -> None:
         """Delete what is left of parts, before the work is done in one piece; raises `P2PHDError` if one is at work."""

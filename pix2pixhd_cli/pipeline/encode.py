@@ -63,7 +63,9 @@ def _encode(folder: Run, packed: Location | str | None, chosen: Settings, part: 
         parts.forget()
         codes = _encode_all(painter, split, range(len(split)))
         codes.save(folder.features)
-    console.info(f"encoded {len(codes.label)} instances of {len(split)} pictures into {folder.features}")
+    console.info(
+        f"encoded {console.count(len(codes.label), 'instance')} of {console.count(len(split), 'picture')} into {folder.features}"
+    )
     return codes
 
 

@@ -80,7 +80,7 @@ def generate(run: Path, labels: Path, out: Path, settings: Settings | None = Non
             for path in _paint_all(painter, styler, scenes, out, chosen.generate, shown):
                 made[str(path.relative_to(out))] = checksum(path)
     _warn(painter, styler, scenes)
-    console.info(f"painted {len(scenes)} pictures into {out}")
+    console.info(f"painted {console.count(len(scenes), 'picture')} into {out}")
     if part is not None:
         console.info(parts.said(part))
     return scenes.targets(out)
@@ -102,7 +102,7 @@ def _merge(scenes: "_Scenes", out: Path, parts: Parts) -> list[Path]:
             for name in made:
                 parts.find(part, name, made, out)
         sweep(out, out / "grids", out / "strips", alone=True)
-    console.info(f"{len(scenes)} pictures of {len(done)} parts are in {out}")
+    console.info(f"{out} has {console.count(len(scenes), 'picture')} of {console.count(len(done), 'part')}")
     return scenes.targets(out)
 
 
@@ -350,7 +350,9 @@ def _from_dataset(
     entries = spec.entries(settings.split)
     bare = [entry.stem for entry in entries[: settings.limit] if entry.photo is None]
     if with_photos and bare:
-        raise P2PHDError(f"{folder}: {len(bare)} examples of {settings.split!r} have no photo, the first is {bare[0]}")
+        raise P2PHDError(
+            f"{folder}: {console.count(len(bare), 'example')} of {settings.split!r} without a photo, the first is {bare[0]}"
+        )
     return [{"folder": folder, "spec": spec, "split": settings.split, "entry": entry} for entry in entries]
 
 

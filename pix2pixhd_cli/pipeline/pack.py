@@ -119,6 +119,10 @@ def _pack_part(
             sync(staging)
             made[plan.file] = shards[-1].sha256
             parts.note(part, made)
+    if not own:
+        console.warn(
+            f"--part {part}: there is nothing in it, for there are only {len(plans)} shards; --shards makes more"
+        )
     console.info(parts.said(part))
     return _spec_of(spec, own, shards)
 
@@ -140,6 +144,7 @@ def _made(
 @contextmanager
 def _merged(packed: Path, plans: Sequence[Plan], parts: Parts) -> Iterator[tuple[Path, list[Shard]]]:
     """Find all shards of all parts; a merge that was stopped may have put some of them into their places."""
+    parts.require()
     with held(partial_folder(packed)) as staging, parts.merging() as done:
         yield (
             staging,

@@ -165,6 +165,8 @@ def prepare(source: Path, dataset: Path, settings: Settings | None = None) -> Da
     parts = Parts(parts_folder(dataset), ("prepare", source, dataset), chosen, recipe.inputs)
     if part is not None:
         return _prepare_part(recipe, dataset, parts, part)
+    if chosen.merge:
+        parts.require()
     with (
         held(partial_folder(dataset)) as staging,
         _stoppable(),
@@ -646,7 +648,7 @@ def _report(recipe: Recipe, spec: DatasetSpec, records: Sequence[Record], datase
             if missing
             else "all with photos"
         )
-        console.info(f"{split}: {len(entries)} examples, {note}")
+        console.info(f"{split}: {console.count(len(entries), 'example')}, {note}")
     if not spec.has_instances and spec.input == "labels":
         console.info("no instance maps: the regions of a class count as its one instance")
     if spanning := sum(record.spanning for record in records):
@@ -665,7 +667,7 @@ def _report_sizes(recipe: Recipe, records: Sequence[Record]) -> None:
         note = "" if free == size else f" (asked: {free}; sides go to multiples of {recipe.settings.multiple})"
         changes[f"{raw} -> {size}{note}"] += 1
     for change, count in changes.most_common(5):
-        console.info(f"{count} pictures {change}")
+        console.info(f"{console.count(count, 'picture')} {change}")
     if len(changes) > 5:
         console.info(f"… and {len(changes) - 5} more sizes")
 

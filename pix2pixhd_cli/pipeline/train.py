@@ -218,8 +218,9 @@ def _check_step_size(folder: Run, deal: Deal) -> None:
     before = folder.sources().step_size
     if before not in (None, deal.step_size):
         raise SettingsError(
-            f"{folder.folder}: was trained with {before} examples a step; --batch-size {deal.batch_size}, --accumulate "
-            f"{deal.turns} and {deal.replicas} devices make {deal.step_size}: choose --accumulate to make as many"
+            f"{folder.folder}: was trained with {console.count(before, 'example')} a step; --batch-size {deal.batch_size}, "
+            f"--accumulate {deal.turns} and {console.count(deal.replicas, 'device')} make {deal.step_size}: choose --accumulate "
+            "to make as many"
         )
 
 
@@ -303,7 +304,7 @@ def check_photos(split: PackedSplit) -> None:
     bare = [entry.stem for entry in split.entries if entry.photo is None]
     if bare:
         raise P2PHDError(
-            f"{split.packed}: {len(bare)} examples of {split.split!r} have no photo, the first is {bare[0]}"
+            f"{split.packed}: {console.count(len(bare), 'example')} of {split.split!r} without a photo, the first is {bare[0]}"
         )
 
 
@@ -400,7 +401,7 @@ def _describe(model: Pix2PixHD, trainer: Trainer) -> None:
             "--precision mixed_float16 is slow on a CPU, and takes more memory than was told; mixed_bfloat16 saves some"
         )
     console.info(
-        f"data: {schedule.examples} examples, trained at {height}x{width}, {trainer.deal.step_size} in a step: "
+        f"data: {console.count(schedule.examples, 'example')}, trained at {height}x{width}, {trainer.deal.step_size} in a step: "
         f"{schedule.epochs} epochs of {schedule.steps_per_epoch} steps, {schedule.steps} in all"
     )
 

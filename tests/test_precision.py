@@ -1,6 +1,7 @@
 """Mixed precision: what is computed in half, what stays in float32, and the loss scale that float16 needs."""
 
 import json
+import re
 from pathlib import Path
 
 import keras
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from pix2pixhd_cli import training
 from pix2pixhd_cli.errors import P2PHDError, SettingsError
 from pix2pixhd_cli.model.layers import Convolution, InstanceNorm, ResidualBlock, Upsample, computing_in
 from pix2pixhd_cli.model.losses import mean_distance
@@ -147,14 +149,14 @@ def test_an_overflow_skips_the_step_and_is_counted(
 def test_gradients_that_overflow_at_any_scale_stop_the_training(
     packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(LossScale, "START", 1.0)
-    with pytest.raises(P2PHDError, match=r"step 1: the losses' gradients are too large .* unscaled"):
-        train(
-            packed,
-            tmp_path / "run",
-            tiny_settings(train={"precision": "mixed_float16"}, loss={"feature_matching": 1e9}),
-        )
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    """A checkpoint whose every step was skipped is nothing to start from; of many examples some are named."""
+    monkeypatch.setattr(LossScale, "START", 2.0)
+    monkeypatch.setattr(training, "NAMED", 1)
+    typed = {"precision": "mixed_float16", "batch_size": 2, "checkpoint_every": 1}
+    with pytest.raises(P2PHDError, match=r"step 2: the losses' gradients are too large .* unscaled") as caught:
+        train(packed, tmp_path / "run", tiny_settings(train=typed, loss={"feature_matching": 1e9}))
+    assert re.search(r", on \w+ and 1 more; the checkpoint of step 1 is kept\. ", str(caught.value))
+    assert str(caught.value).endswith("a smaller --learning-rate, or with --precision mixed_bfloat16")
 
 
 def test_the_scale_is_resumed_exactly(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

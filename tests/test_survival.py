@@ -207,6 +207,13 @@ def test_another_number_of_threads_is_told_of(
     assert f"with TF_NUM_INTRAOP_THREADS={here} in the environment it will" in outcome.err
 
 
+def test_threads_are_counted_where_no_system_tells_of_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS."""
+    monkeypatch.delenv("TF_NUM_INTRAOP_THREADS", raising=False)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert engine.threads() == os.cpu_count()
+
+
 def test_the_best_model_may_be_asked_for_on_resuming(packed: Path, run: Path, begun: Path) -> None:
     (begun / "checkpoints/step-00000002/score.json").write_text(seal({"distance": 0.0}))
     settings = load_settings({"train": {"model": "best"}}, run=begun, resume=True)

@@ -257,6 +257,19 @@ def generate(
     generate(run, label_maps, out, settings)
 
 
+@app.command(rich_help_panel="How good it is")
+@with_settings("evaluate", run=_run_of)
+def evaluate(run: Run, dataset: Dataset, settings: Settings) -> None:
+    """Compare a run's pictures with photos, in numbers.
+
+    p2phd evaluate run dataset --checkpoint all --segmenter deeplab.tflite --segmenter-classes cityscapes
+    """
+    _start_engine()
+    from pix2pixhd_cli.pipeline.evaluate import evaluate
+
+    evaluate(run, dataset, settings)
+
+
 @app.command("import", rich_help_panel="Between codes")
 def import_(
     checkpoint: Annotated[Path, _here("Folder with the reference's latest_net_G.pth.", "CHECKPOINT_DIR")],

@@ -45,6 +45,7 @@ MODEL = (*DESCRIPTION, "model/weights.npz")
 PAINTING = (*MODEL, "clusters.npz")
 STYLES = (*DESCRIPTION, "features.npz", "clusters.npz", "clusters.png")
 START = (*DESCRIPTION, f"{NEWEST}{NETWORKS}")
+EVALUATING = (*PAINTING, f"{EVERY}{NETWORKS}", f"{EVERY}{SCORE}")
 GOING_ON = (*MODEL, "metrics.jsonl", *(f"{EVERY}{file}" for file in (NETWORKS, TRAINING, SCORE)))
 # The order in which a run makes its files; all others come between.
 FIRST = ("dataset.json", "sources.json", "settings.json")

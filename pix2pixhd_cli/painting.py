@@ -71,6 +71,7 @@ class Painter:
     Args:
         run: a training run.
         settings: of that run; read from it by default.
+        checkpoint: one of the run's, to paint with instead of its model.
         batch_size: pictures that a device works on at once, where there are so many of one size.
         devices: what `--devices` takes.
 
@@ -78,7 +79,13 @@ class Painter:
     """
 
     def __init__(
-        self, run: Path, settings: Settings | None = None, *, batch_size: int = 1, devices: str = "auto"
+        self,
+        run: Path,
+        settings: Settings | None = None,
+        *,
+        checkpoint: Path | None = None,
+        batch_size: int = 1,
+        devices: str = "auto",
     ) -> None:
         self.settings = settings or load_settings(run=run)
         self.run = Run(run)
@@ -87,7 +94,9 @@ class Painter:
         # Norms of batches would make a picture depend on those beside it.
         self.most = self.team.replicas * (1 if self.settings.generator.norm == "batch" else batch_size)
         with self.team.strategy.scope():
-            self.model = self.run.load_model(self.settings)
+            self.model = self.run.load_model(self.settings, checkpoint)
+        self.step, self.mark = self.run.step_and_mark(checkpoint)
+        self.averaged = bool(self.settings.train.ema and self.settings.generate.ema)
         self.multiple = side_multiple(self.settings)
         self.smallest = smallest_side(self.settings)
         # Functions for each size, so that no picture depends, in its last bit, on the sizes painted before it.

@@ -196,18 +196,18 @@ class Run:
             if getattr(ours, field) != getattr(spec, field):
                 raise P2PHDError(f"{where}: its {field} differ from those that {self.folder} was trained with")
 
-    def load_model(self, settings: Settings) -> Pix2PixHD:
-        """Generator and encoder with their trained weights."""
-        spec = self.spec()
-        if not self.model.exists():
-            raise P2PHDError(f"{self.folder}: has no trained model yet ({self.model.name} is missing); train it first")
-        _check_size(self.model, least_parameters(settings, training=False))
+    def load_model(self, settings: Settings, checkpoint: Path | None = None) -> Pix2PixHD:
+        """Generator and encoder with their trained weights, or as a checkpoint has them."""
+        spec, file = self.spec(), checkpoint / NETWORKS if checkpoint is not None else self.model
+        if not file.exists():
+            raise P2PHDError(f"{self.folder}: has no trained model yet ({file.name} is missing); train it first")
+        _check_size(file, least_parameters(settings, training=False))
         with blank_weights():
             model = build_model(settings, labels=spec.labels, ignored=spec.ignored, training=False)
         state = network_variables(model)
         if settings.train.ema and settings.generate.ema:
             state["average"] = state.pop("generator")
-        read_variables(self.model, state)
+        read_variables(file, state)
         return model
 
     def load_networks(self, settings: Settings) -> tuple[Pix2PixHD, int]:
@@ -226,13 +226,18 @@ class Run:
 
     def model_step(self) -> int:
         """The step after which the model was saved."""
-        with open_arrays(self.model, "`p2phd train --resume` makes it anew") as file:
-            return int(file.read("step", (), np.int64))
+        return self.step_and_mark()[0]
 
     def model_mark(self) -> str:
         """What tells the model from others: the step after which it was saved, and a digest of its weights."""
-        with open_arrays(self.model, "`p2phd train --resume` makes it anew") as file:
-            return f"step {int(file.read('step', (), np.int64))}, {file.digest}"
+        return self.step_and_mark()[1]
+
+    def step_and_mark(self, checkpoint: Path | None = None) -> tuple[int, str]:
+        """Both, of the model or of a checkpoint's networks."""
+        path = checkpoint / NETWORKS if checkpoint is not None else self.model
+        with open_arrays(path, "`p2phd train --resume` makes it anew") as file:
+            step = int(file.read("step", (), np.int64))
+            return step, f"step {step}, {file.digest}"
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first."""

@@ -393,6 +393,49 @@ class GenerateSettings(Section):
     merge: Merge = False
 
 
+PixelRange = Literal["-1..1", "0..1", "0..255", "imagenet"]
+
+
+class EvaluateSettings(Section):
+    """Which pictures to judge, and by which networks."""
+
+    split: str = Field("val", description="Split whose photos the pictures are compared with.")
+    checkpoint: str | None = Field(
+        None,
+        examples=["all"],
+        description="all, best, or a step; by default what `generate` paints with.",
+    )
+    limit: int | None = Field(None, examples=[100], ge=1, description="Judge only the first N examples.")
+    perceptual_weights: str | None = Field(
+        None,
+        examples=["vgg19.pth"],
+        description="VGG for perceptual distances, and for features if there are no others: files as in `train`, whose own "
+        "is the default.",
+    )
+    features: Path | None = Field(
+        None,
+        examples=["inception.keras"],
+        description="Feature network for kernel and Fréchet distance: Keras or ONNX file, TFLite file, or SavedModel.",
+    )
+    features_input: PixelRange = Field(
+        "-1..1",
+        description="What --features takes, unless it is uint8; imagenet stands for 0..1 less mean, by deviation.",
+    )
+    segmenter: Path | None = Field(
+        None, examples=["deeplab.tflite"], description="Network that sees classes in pictures; files as for --features."
+    )
+    segmenter_input: PixelRange = Field("-1..1", description="What --segmenter takes, unless it is uint8.")
+    segmenter_classes: str | None = Field(
+        None,
+        examples=["cityscapes"],
+        description="Which of our classes each of the segmenter's is: a CSV file of lines NUMBER,CLASS, or cityscapes for its 19 "
+        "train ids; by default they are the same.",
+    )
+    seed: int = Field(0, ge=0, description="Seed of sampled styles.")
+    batch_size: BatchSize = 1
+    devices: Devices = "auto"
+
+
 InParts = PrepareSettings | PackSettings | EncodeSettings | GenerateSettings
 
 
@@ -411,6 +454,7 @@ class Settings(BaseSettings):
     encode: EncodeSettings = EncodeSettings()
     cluster: ClusterSettings = ClusterSettings()
     generate: GenerateSettings = GenerateSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
 
     @classmethod
     def settings_customise_sources(

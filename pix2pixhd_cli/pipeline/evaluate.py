@@ -1,0 +1,433 @@
+"""`p2phd evaluate`: how good a run's pictures are, in numbers that say how they were found."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pix2pixhd_cli import __version__, console
+from pix2pixhd_cli.data.dataset import DatasetSpec, Example, ExampleEntry, read_example, read_spec
+from pix2pixhd_cli.data.parts import digest
+from pix2pixhd_cli.errors import P2PHDError
+from pix2pixhd_cli.evaluation import Codes, Confusion, Evaluation, Row
+from pix2pixhd_cli.features import Choice, ClassStyles, FeatureClusters, Rule, Styler
+from pix2pixhd_cli.judges import (
+    FeatureNetwork,
+    Segmenter,
+    perceptual_distance,
+    read_features,
+    read_segmenter,
+    vgg_features,
+)
+from pix2pixhd_cli.metrics import (
+    FEWEST,
+    SSIM_WINDOW,
+    confusion,
+    frechet_distance,
+    kernel_distance,
+    psnr,
+    segmentation,
+    ssim,
+)
+from pix2pixhd_cli.mirror import EVALUATING, at_any_place
+from pix2pixhd_cli.painting import Painter, Request, gathered
+from pix2pixhd_cli.perceptual_weights import VggFile, read_vgg
+from pix2pixhd_cli.runs import Run
+from pix2pixhd_cli.settings import EvaluateSettings, Settings, load_settings, whole_number
+
+Picture = NDArray[np.uint8]
+MOST_PSNR = 100.0  # What equal pictures count as, in dB.
+STYLED = 20  # Examples, at the most, in which each class's styles are compared.
+
+
+class Judges(NamedTuple):
+    """What looks at the pictures; None where no network was given."""
+
+    vgg: VggFile | None
+    distance: Callable[[Picture, Picture], float] | None
+    features: FeatureNetwork | None
+    segmenter: Segmenter | None
+
+
+@dataclass
+class Tally:
+    """What the judges said of pictures, one after the other."""
+
+    psnr: dict[str, float] = field(default_factory=dict)
+    ssim: list[float] = field(default_factory=list)
+    distance: list[float] = field(default_factory=list)
+    features: list[NDArray[np.floating]] = field(default_factory=list)
+    confusion: NDArray[np.int64] | None = None
+
+    def see(self, picture: Picture, example: Example, judges: Judges, *, real: bool = False) -> None:
+        """Judge an example's picture, or its photo."""
+        assert example.photo is not None
+        if judges.features is not None:
+            self.features.append(judges.features.features(picture))
+        if judges.segmenter is not None:
+            counts = confusion(example.label, judges.segmenter(picture), judges.segmenter.known)
+            self.confusion = counts if self.confusion is None else self.confusion + counts
+        if real:
+            return
+        self.psnr[example.stem] = min(MOST_PSNR, psnr(picture, example.photo))
+        if min(picture.shape[:2]) >= SSIM_WINDOW:
+            self.ssim.append(ssim(picture, example.photo))
+        if judges.distance is not None:
+            self.distance.append(judges.distance(picture, example.photo))
+
+
+class Examples:
+    """The examples of a split that have photos, read when they are needed."""
+
+    def __init__(self, dataset: Path, run: Run, settings: EvaluateSettings) -> None:
+        self.dataset, self.spec, self.split = dataset, read_spec(dataset), settings.split
+        run.check_classes(self.spec, dataset)
+        entries = self.spec.entries(settings.split)
+        self.entries: list[ExampleEntry] = [entry for entry in entries if entry.photo is not None][: settings.limit]
+        if not self.entries:
+            raise P2PHDError(f"{dataset}: no example of {settings.split!r} has a photo to compare pictures with")
+        if orphans := sum(entry.photo is None for entry in entries):
+            console.warn(
+                f"{dataset}: {console.count(orphans, 'example')} of {settings.split!r} without a photo left out"
+            )
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __iter__(self) -> Iterator[Example]:
+        for entry in self.entries:
+            yield read_example(self.dataset, self.spec, self.split, entry)
+
+    @property
+    def sizes(self) -> str:
+        """Their sizes, as a protocol has them."""
+        found = sorted({(entry.height, entry.width) for entry in self.entries})
+        return ", ".join(f"{height}x{width}" for height, width in found[:4]) + (", …" if len(found) > 4 else "")
+
+    @property
+    def digest(self) -> str:
+        """What tells these examples from others."""
+        return digest([entry.model_dump() for entry in self.entries])
+
+
+@at_any_place(EVALUATING, writing=True)
+def evaluate(run: Path, dataset: Path, settings: Settings | None = None) -> list[Evaluation]:
+    """Paint a split of `dataset`, compare the pictures with its photos, and write `RUN/evaluation/`.
+
+    Args:
+        run: a trained run.
+        dataset: a prepared data set with the run's classes.
+        settings: section evaluate.
+
+    Returns the evaluations of the checkpoints that were asked for, oldest first. Raises `P2PHDError`.
+    """
+    chosen = settings or load_settings(run=run)
+    folder = Run(run)
+    checkpoints = _checkpoints(folder, chosen.evaluate.checkpoint)
+    examples = Examples(dataset, folder, chosen.evaluate)
+    judges = _judges(chosen, examples.spec)
+    truth = Tally()
+    if judges.features is not None or judges.segmenter is not None:
+        with console.progress("looking at photos", len(examples)) as bar:
+            for example in examples:
+                assert example.photo is not None
+                truth.see(example.photo, example, judges, real=True)
+                bar.advance(bar.task_ids[0])
+    found = []
+    for checkpoint in checkpoints:
+        painter = Painter(
+            run,
+            chosen,
+            checkpoint=checkpoint,
+            batch_size=chosen.evaluate.batch_size,
+            devices=chosen.evaluate.devices,
+        )
+        found.append(_evaluate_one(painter, examples, judges, truth, chosen.evaluate))
+        path = found[-1].save(run)
+        _show(found[-1])
+        console.info(f"wrote {path}")
+    for name, advice in found[-1].left_out.items():
+        console.info(f"left out: {name}; {advice}")
+    if len(found) > 1:
+        _compare(found)
+    return found
+
+
+def _show(found: Evaluation) -> None:
+    """Print all numbers, then how they were found, and those that there are of each class."""
+    notes = list(dict.fromkeys(_protocol(row) for row in found.rows))
+    cells = [(r.metric, r.codes, r.shown, r.better, str(1 + notes.index(_protocol(r)))) for r in found.rows]
+    console.table(f"Step {found.step}, {found.split!r}", ["metric", "codes", "value", "better", "note"], cells)
+    for number, note in enumerate(notes, 1):
+        console.info(f"{number}: {note}")
+    split = [row for row in found.rows if row.by_class]
+    if split:
+        names = dict.fromkeys(name for row in split for name in row.by_class)
+        shown = [(name, *(f"{r.by_class[name]:.4g}" if name in r.by_class else "" for r in split)) for name in names]
+        console.table("By class", ["class", *(f"{row.metric}, {row.codes}" for row in split)], shown)
+
+
+def _protocol(row: Row) -> str:
+    """A row's protocol in a line; the file has checksums whole."""
+    return ", ".join(f"{name} {text[:12] if name == 'sha256' else text}" for name, text in row.protocol.items())
+
+
+def _compare(found: Sequence[Evaluation]) -> None:
+    """Show each number at every step, with a mark at the best."""
+    names = [(row.metric, row.codes) for row in found[-1].rows if row.codes != "real"]
+    table = []
+    for name in names:
+        values = {one.step: row for one in found for row in one.rows if (row.metric, row.codes) == name}
+        sign = {"higher": 1, "lower": -1}.get(next(iter(values.values())).better, 0)
+        best = max(values, key=lambda step: sign * values[step].value) if sign and len(values) > 1 else None
+        cells = [f"{values[e.step].shown}{' *' if e.step == best else ''}" if e.step in values else "" for e in found]
+        table.append((*name, *cells))
+    console.table("By step (* is the best)", ["metric", "codes", *(str(one.step) for one in found)], table)
+
+
+def _checkpoints(run: Run, asked: str | None) -> list[Path | None]:
+    """The checkpoints to evaluate; None stands for the model that later verbs work with."""
+    if asked is None:
+        return [None]
+    there = run.checkpoints()
+    if asked == "all" and there:
+        return list(there)
+    if asked == "best" and (best := run.best_checkpoint()) is not None:
+        return [best]
+    step = whole_number(asked)
+    if found := [path for path in there if step is not None and int(path.name.partition("-")[2]) == step]:
+        return list(found)
+    steps = ", ".join(str(int(path.name.partition("-")[2])) for path in there) or "none"
+    raise P2PHDError(f"--checkpoint {asked}: there is no such checkpoint; there are all, best, and steps {steps}")
+
+
+def _judges(settings: Settings, spec: DatasetSpec) -> Judges:
+    chosen = settings.evaluate
+    source = chosen.perceptual_weights or settings.train.perceptual_weights
+    vgg = read_vgg(source) if source is not None else None
+    segmenter = None
+    if chosen.segmenter is not None:
+        segmenter = read_segmenter(chosen.segmenter, chosen.segmenter_input, chosen.segmenter_classes, spec)
+    features = vgg_features(vgg) if vgg is not None else None
+    if chosen.features is not None:
+        features = read_features(chosen.features, chosen.features_input)
+    return Judges(vgg, perceptual_distance(vgg.build()) if vgg is not None else None, features, segmenter)
+
+
+def _evaluate_one(
+    painter: Painter, examples: Examples, judges: Judges, truth: Tally, settings: EvaluateSettings
+) -> Evaluation:
+    """Judge the pictures of one checkpoint."""
+    styler, left_out = _styler(painter, settings)
+    ways = _ways(painter, styler)
+    tallies: dict[Codes, Tally] = {codes: Tally() for codes in ways}
+    varied: list[float] = []
+    with console.progress(f"judging step {painter.step}", len(examples)) as bar:
+        for group in gathered(examples, lambda example: painter.padded_size(example.label), painter.most):
+            for codes, request in ways.items():
+                pictures = painter.paint_all([request(example, 0) for example in group])
+                for example, picture in zip(group, pictures, strict=True):
+                    tallies[codes].see(picture, example, judges)
+                if codes == "sampled" and judges.distance is not None:
+                    others = painter.paint_all([request(example, 1) for example in group])
+                    varied += [judges.distance(*pair) for pair in zip(pictures, others, strict=True)]
+            bar.advance(bar.task_ids[0], len(group))
+    base = {"size": examples.sizes, "pictures": str(len(examples))}
+    rows = [row for codes, tally in tallies.items() for row in _rows(codes, tally, truth, judges, examples, base)]
+    if truth.confusion is not None:
+        rows += _semantics("real", truth.confusion, judges, examples, base)
+    if varied:
+        assert judges.vgg is not None
+        note = {**base, **_of_vgg(judges.vgg), "pairs": f"seeds {settings.seed} and {settings.seed + 1}"}
+        rows.append(
+            Row(metric="diversity: perceptual distance", codes="sampled", value=float(np.mean(varied)), protocol=note)
+        )
+    if styler is not None:
+        rows += _control(painter, styler, examples, base)
+    for name, missing, advice in (
+        ("perceptual distance", judges.vgg is None, "--perceptual-weights adds it"),
+        ("kernel and Fréchet distance", judges.features is None, "--features or --perceptual-weights adds them"),
+        ("pixel accuracy and mean IoU", judges.segmenter is None, "--segmenter adds them"),
+    ):
+        if missing:
+            left_out[name] = advice
+    first = next(iter(tallies.values()))
+    return Evaluation(
+        version=__version__,
+        step=painter.step,
+        model=painter.mark,
+        averaged=painter.averaged,
+        split=examples.split,
+        data=examples.digest,
+        rows=tuple(rows),
+        confusions=tuple(_confusions(tallies, truth, judges, examples)),
+        examples=first.psnr,
+        left_out=left_out,
+    )
+
+
+def _styler(painter: Painter, settings: EvaluateSettings) -> tuple[Styler | None, dict[str, str]]:
+    """What draws codes from the run's styles, if they are of this checkpoint; else, why not."""
+    name = "sampled codes, diversity and control"
+    if not painter.channels:
+        return None, {name: "the run has no encoder"}
+    if not painter.run.clusters.exists():
+        folder = painter.run.folder
+        return None, {name: f"`p2phd encode {folder}` and `p2phd cluster {folder}` make styles to sample from"}
+    clusters = FeatureClusters.load(painter.run.clusters)
+    if clusters.step != painter.step:
+        return None, {name: f"the styles are those of step {clusters.step}"}
+    return Styler([], clusters, channels=painter.channels, seed=settings.seed), {}
+
+
+def _ways(painter: Painter, styler: Styler | None) -> Mapping[Codes, Callable[[Example, int], Request]]:
+    """How to ask for an example's picture, by where its codes come from; the second argument is added to the seed."""
+
+    def plain(example: Example, _: int) -> Request:
+        return Request(example.label, example.instance)
+
+    def from_photo(example: Example, _: int) -> Request:
+        return Request(example.label, example.instance, gains=1.0, photo=example.photo)
+
+    def sampled(example: Example, more: int) -> Request:
+        assert styler is not None
+        drawing = Styler([], styler.clusters, channels=styler.channels, seed=styler.seed + more)
+        return styled(painter, drawing, example)
+
+    if not painter.channels:
+        return {"none": plain}
+    return {"photo": from_photo, "sampled": sampled} if styler is not None else {"photo": from_photo}
+
+
+def styled(painter: Painter, styler: Styler, example: Example, rules: Sequence[Rule] = ()) -> Request:
+    """An example in the styles that a styler draws, or that rules choose."""
+    gates = styler.gates(example.stem, painter.instances(example.label, example.instance), rules)
+    return Request(example.label, example.instance, {i: gate.code for i, gate in gates.items()})
+
+
+def _rows(
+    codes: Codes, tally: Tally, truth: Tally, judges: Judges, examples: Examples, base: dict[str, str]
+) -> Iterator[Row]:
+    """All numbers of pictures that were painted with the same kind of codes; sampled ones reconstruct nothing."""
+    if codes != "sampled":
+        yield from _reconstruction(codes, tally, judges, base)
+    if judges.features is not None and len(examples) >= FEWEST:
+        network = judges.features
+        real, fake = np.stack(truth.features), np.stack(tally.features)
+        note = {**base, "network": network.name, "sha256": network.sha256, "resize": network.resized}
+        estimate = kernel_distance(real, fake)
+        yield Row(
+            metric="kernel distance (KID) x 1000",
+            codes=codes,
+            value=1000 * estimate.value,
+            deviation=1000 * estimate.deviation,
+            better="lower",
+            protocol={**note, "kernel": "(x·y/D + 1)³, unbiased; jackknife deviation"},
+        )
+        small = (
+            {"beware": f"{len(real)} pictures are few for {real.shape[1]} features"}
+            if len(real) < 10 * real.shape[1]
+            else {}
+        )
+        value = frechet_distance(real, fake)
+        yield Row(metric="Fréchet distance", codes=codes, value=value, better="lower", protocol=note | small)
+    if tally.confusion is not None:
+        yield from _semantics(codes, tally.confusion, judges, examples, base)
+
+
+def _reconstruction(codes: Codes, tally: Tally, judges: Judges, base: dict[str, str]) -> Iterator[Row]:
+    yield Row(metric="PSNR (dB)", codes=codes, value=_mean(tally.psnr.values()), better="higher", protocol=base)
+    if tally.ssim:
+        note = {**base, "window": "Gaussian, 11 pixels, sigma 1.5"}
+        yield Row(metric="SSIM", codes=codes, value=_mean(tally.ssim), better="higher", protocol=note)
+    if tally.distance:
+        assert judges.vgg is not None
+        note = {**base, **_of_vgg(judges.vgg)}
+        value = _mean(tally.distance)
+        yield Row(metric="perceptual distance", codes=codes, value=value, better="lower", protocol=note)
+
+
+def _semantics(
+    codes: Codes, counts: NDArray[np.int64], judges: Judges, examples: Examples, base: dict[str, str]
+) -> Iterator[Row]:
+    assert judges.segmenter is not None
+    network, found = judges.segmenter.network, segmentation(counts, judges.segmenter.known)
+    ignored = [
+        c.name for c in examples.spec.classes if c.id not in judges.segmenter.known or c.id in examples.spec.ignored
+    ]
+    note = {
+        **base,
+        "segmenter": network.name,
+        "sha256": network.sha256,
+        "resize": "tighter side, bicubic, in pieces" if network.sides is not None else "none",
+        "classes": f"{len(found.iou)} of {len(examples.spec.classes)}",
+        "ignored": ", ".join([*ignored, *map(str, sorted(examples.spec.ignored))]) or "none",
+    }
+    yield Row(metric="pixel accuracy", codes=codes, value=found.accuracy, better="higher", protocol=note)
+    by_class = {examples.spec.class_name(identity): value for identity, value in found.iou.items()}
+    yield Row(metric="mean IoU", codes=codes, value=found.mean_iou, better="higher", by_class=by_class, protocol=note)
+
+
+def _control(painter: Painter, styler: Styler, examples: Examples, base: dict[str, str]) -> Iterator[Row]:
+    """How far a class's two commonest styles part in its own pixels, and in all others, in levels of 255."""
+    assert styler.clusters is not None
+    inside: dict[int, list[float]] = defaultdict(list)
+    outside: dict[int, list[float]] = defaultdict(list)
+    for example in examples:
+        classes = sorted(set(painter.instances(example.label, example.instance).values()))
+        for identity in classes:
+            styles = styler.clusters.classes.get(identity)
+            if styles is None or len(styles.centres) < 2 or len(inside[identity]) == STYLED:
+                continue
+            pair = [styled(painter, styler, example, [_choice(identity, n)]) for n in _commonest(styles)]
+            one, other = (picture.astype(float) for picture in painter.paint_all(pair))
+            change, own = np.abs(one - other).mean(-1), example.label == identity
+            inside[identity].append(float(change[own].mean()))
+            outside[identity].append(float(change[~own].mean()) if not own.all() else 0.0)
+    known = [identity for identity in inside if inside[identity]]
+    if not known:
+        return
+    note = {**base, "pairs": f"the two commonest styles, {STYLED} pictures a class at the most"}
+    for name, better, found in (("own class", "higher", inside), ("elsewhere", "lower", outside)):
+        by_class = {painter.spec.class_name(identity): _mean(found[identity]) for identity in known}
+        yield Row(
+            metric=f"control: change {name} (levels)",
+            codes="sampled",
+            value=_mean(by_class.values()),
+            better=better,
+            by_class=by_class,
+            protocol=note,
+        )
+
+
+def _choice(identity: int, style: int) -> Rule:
+    return Rule("control", identity, None, Choice("cluster", style))
+
+
+def _commonest(styles: ClassStyles) -> list[int]:
+    """The two styles of most instances."""
+    order = np.argsort(-styles.counts, kind="stable")
+    return [int(order[0]), int(order[1])]
+
+
+def _confusions(
+    tallies: Mapping[Codes, Tally], truth: Tally, judges: Judges, examples: Examples
+) -> Iterator[Confusion]:
+    if judges.segmenter is None:
+        return
+    names = tuple(examples.spec.class_name(identity) for identity in judges.segmenter.known)
+    for codes, tally in (*tallies.items(), ("real", truth)):
+        assert tally.confusion is not None
+        yield Confusion(codes=codes, classes=names, counts=tuple(map(tuple, tally.confusion.tolist())))
+
+
+def _of_vgg(vgg: VggFile) -> dict[str, str]:
+    return {"network": f"VGG{3 + len(vgg.layers)} ({vgg.name})", "sha256": vgg.sha256, "resize": "none"}
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pix2pixhd_cli.errors import P2PHDError
 
+MOST_PSNR = 100.0  # What equal pictures count as where means are taken, in dB.
 SSIM_WINDOW = 11  # Pixels; no picture may be smaller.
 FEWEST = 3  # Pictures that a distribution is told from.
 

@@ -68,9 +68,13 @@ class Sources(BaseModel):
 
 
 class Score(BaseModel):
-    """`score.json` of a checkpoint: the mean L1 distance of the samples' fakes from their photos, if it was measured."""
+    """`score.json` of a checkpoint: how far it is from good, if anybody knows; less is better.
 
-    distance: float | None = Field(ge=0, allow_inf_nan=False)
+    It is the mean L1 distance of the samples' fakes from their photos or, where there is a split to evaluate, what was found
+    there (with its sign changed where more is better).
+    """
+
+    distance: float | None = Field(allow_inf_nan=False)
 
 
 class Run:

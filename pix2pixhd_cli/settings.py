@@ -333,8 +333,23 @@ class TrainSettings(Section):
     )
     model: Literal["newest", "best"] = Field(
         "newest",
-        description="The checkpoint that later verbs work with; the best one's samples are nearest to their photos.",
+        description="The checkpoint that later verbs work with; the best one's samples are nearest to their photos, or it is the "
+        "best of all evaluated.",
     )
+    evaluate_every: int = Field(
+        0,
+        ge=0,
+        examples=[1000],
+        description="Steps between evaluations of --evaluate-split, each of which also writes a checkpoint; 0 for none.",
+    )
+    evaluate_split: str = Field("val", description="Split to evaluate on; it must be packed too.")
+    evaluate_limit: int = Field(50, ge=1, description="Evaluate on its first N examples.")
+    best_by: Literal["psnr", "ssim", "perceptual"] | None = Field(
+        None,
+        examples=["ssim"],
+        description="What makes an evaluated checkpoint the best; by default perceptual where that loss is on, else ssim.",
+    )
+    patience: int = Field(0, ge=0, description="Stop after so many evaluations in a row without a better one; 0 never.")
     tensorboard: bool = Field(False, description="Also write TensorBoard logs (extra: tensorboard).")
 
 
@@ -477,6 +492,7 @@ NETWORK_SECTIONS = ("generator", "discriminator", "encoder")
 CHANGEABLE = (
     "epochs", "decay_epochs", "batch_size", "accumulate", "devices", "join_minutes", "perceptual_weights", "recompute",
     "log_every", "sample_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "model", "tensorboard",
+    "evaluate_every", "patience",
 )  # fmt: skip
 SAVED_SECTIONS = (*NETWORK_SECTIONS, "loss", "train", "cluster")
 

@@ -29,6 +29,7 @@ from pix2pixhd_cli.model.pix2pixhd import Batch, Pix2PixHD
 from pix2pixhd_cli.runs import Run, checkpoint_state
 from pix2pixhd_cli.settings import Settings, TrainSettings, parse_size
 from pix2pixhd_cli.stepping import Portion, Stepper
+from pix2pixhd_cli.validation import Validation, logged, told
 
 SAMPLES = 4
 NAMED = 8  # Examples, where something is wrong in a step.
@@ -135,7 +136,9 @@ def stopping_in_good_order(last_words: Callable[[], str]) -> Iterator[Stop]:
 class Trainer:
     """A model with its optimisers and its data, on the devices of a team under whose strategy the model was built."""
 
-    def __init__(self, model: Pix2PixHD, split: PackedSplit, settings: Settings, team: Team) -> None:
+    def __init__(
+        self, model: Pix2PixHD, split: PackedSplit, settings: Settings, team: Team, held_out: PackedSplit | None = None
+    ) -> None:
         self.model = model
         self.team = team
         self.split = split
@@ -151,6 +154,7 @@ class Trainer:
         if settings.train.pool_size:
             model.add_pool(settings.train.pool_size, *found[0], settings.train.seed)
         self.state = checkpoint_state(model, self.optimizers, self.scale)
+        self._validation = Validation(held_out, settings.train, model.vgg) if held_out is not None else None
         self._flat_samples = self._saved = 0
         # Sides are fixed before running where all pictures have the same: which way is taken to convolve must depend on the
         # data alone, not on what came first, or a resumed run would differ in the last bit.
@@ -208,23 +212,38 @@ class Trainer:
         self._saved, steps = start, self.schedule.steps
         if self.team.is_chief:
             run.start_metrics(start)
+            if self._validation is not None:
+                self._validation.recall(run.metrics)
         going_on = shlex.join(["p2phd", "train", str(self.split.packed), str(run.folder), "--resume"])
 
         def last_words() -> str:
             return f"stopped at once; `{going_on}` goes on after step {self._saved}"
 
         with stopping_in_good_order(last_words) as stop, TrainingDisplay(steps, self.schedule.epochs, start) as display:
-            step, stopped = self._train_on(run, start, stop, display)
-        self.team.anyone(False)  # Nobody leaves before the chief has saved.
+            over = self.team.anyone(self._is_over)
+            step, stopped = (start, False) if over else self._train_on(run, start, stop, display)
+        over = self.team.anyone(self._is_over)  # Nobody leaves before the chief has saved.
         if self._saved < step and self.team.is_chief:
             raise P2PHDError(
                 f"{run.folder}: steps {self._saved + 1} to {step} could not be saved; make room, and train them again with "
                 f"`{going_on}`"
             )
-        if stopped and step < steps:
+        if over and step < steps:
+            self._tell_of_the_best(run, step)
+        elif stopped and step < steps:
             raise Interrupted(
                 f"stopped and saved at step {step} of {steps}; go on with `{going_on}`",
                 128 + (stop.signal or signal.SIGTERM),
+            )
+
+    def _tell_of_the_best(self, run: Run, step: int) -> None:
+        """Say why a training stopped by itself, and how to go on."""
+        if self._validation is not None and self.team.is_chief:
+            best = run.best_checkpoint()
+            console.info(
+                f"stopped after step {step} of {self.schedule.steps}: no better {self._validation.by} in "
+                f"{self._validation.waited} evaluations; the best is {best.name if best is not None else 'gone'}. --resume with "
+                "--model best lets later verbs work with it, and with a larger --patience goes on"
             )
 
     def _train_on(self, run: Run, start: int, stop: Stop, display: TrainingDisplay) -> tuple[int, bool]:
@@ -243,18 +262,39 @@ class Trainer:
                 losses = self.step(turns, epoch)
             examples = self.deal.size((step - 1) % self.schedule.steps_per_epoch, len(self.split))
             display.update(step, epoch, losses, examples, self._scaling())
-            stopping = self.team.anyone(bool(stop.signal))
+            seconds = time.perf_counter() - began
+            values = self._evaluate(step) if self.team.is_chief else {}
+            stopping = self.team.anyone(bool(stop.signal) or self._is_over)
             if self.team.is_chief:
-                self._log(run, summaries, step, epoch, losses, time.perf_counter() - began)
+                self._log(run, summaries, step, epoch, losses, seconds)
+                if values:
+                    _tried(step, run.log, {"step": step, "epoch": epoch, **logged(values)})
+                    _tried(step, _summarise, summaries, step, logged(values))
                 late = chosen.checkpoint_minutes and time.monotonic() - saved_at >= 60 * chosen.checkpoint_minutes
                 planned = step % chosen.checkpoint_every == 0 or step == self.schedule.steps
-                if planned or late or stopping:
+                if planned or late or stopping or values:
                     with self._naming_examples(step):
-                        self._saved = step if _tried(step, self.save, run, step, planned) else self._saved
+                        self._saved = step if _tried(step, self.save, run, step, planned, values) else self._saved
                     saved_at = time.monotonic()
             if stopping:
                 break
         return step, stopping
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether evaluations have not become better for long enough."""
+        return self._validation is not None and self._validation.is_over
+
+    def _evaluate(self, step: int) -> dict[str, float]:
+        """If it is time, what is found on the held-out split."""
+        validation = self._validation
+        if validation is None or (step % self.settings.train.evaluate_every and step != self.schedule.steps):
+            return {}
+        pairs = self._reconstructions(validation.split, validation.count)
+        values = validation.measure((images.to_uint8(one.fake), images.to_uint8(one.photo)) for one in pairs)
+        best = " (the best so far)" if validation.follow(values) else ""
+        console.info(f"step {step}, {validation.split.split!r}: {told(values)}{best}")
+        return values
 
     def _log(
         self,
@@ -311,13 +351,17 @@ class Trainer:
         order = plan_epoch(len(self.split), chosen.seed, epoch, flip=chosen.flip).record
         return [self.split.entries[number].stem for number in order[place : place + self.deal.step_size]]
 
-    def save(self, run: Run, step: int, planned: bool) -> None:
-        """Write a checkpoint to go on from, and the model for later verbs.
+    def save(self, run: Run, step: int, planned: bool, values: dict[str, float] | None = None) -> None:
+        """Write a checkpoint to go on from, and the model for later verbs; `values` are what was found on the held-out split.
 
-        Those that were not planned compete for no best, or a run that was stopped would end with another model.
+        Those that were not planned compete for no best, or a run that was stopped would end with another model; nor do those
+        that were not evaluated, where there is a split for it.
         """
-        chosen = self.settings.train
-        distance = self.distance() if planned else None
+        chosen, distance = self.settings.train, None
+        if self._validation is not None and values:
+            distance = self._validation.score(values)
+        elif self._validation is None and planned:
+            distance = self.distance()
         best = run.best_distance()
         if chosen.model == "newest" or best is None or (distance is not None and distance <= best):
             run.save_model(self.model, step)
@@ -347,9 +391,13 @@ class Trainer:
 
     def _samples(self) -> Iterator[Sample]:
         """The first few examples with their fakes."""
+        return self._reconstructions(self.split, SAMPLES)
+
+    def _reconstructions(self, split: PackedSplit, count: int) -> Iterator[Sample]:
+        """The first examples of a split with their fakes."""
         multiple = side_multiple(self.settings)
-        for number in range(min(SAMPLES, len(self.split))):
-            example = self.split.example(number)
+        for number in range(min(count, len(split))):
+            example = split.example(number)
             assert example.photo is not None
             height, width = (side // multiple * multiple for side in example.instance.shape)
             label, instance, photo = (a[:height, :width] for a in (example.label, example.instance, example.photo))

@@ -22,7 +22,7 @@ FLOORS = [
     {"cli"},
     {"options", "pipeline"},
     {"training", "stepping", "memory", "painting", "coarse_to_fine"},
-    {"mirror"},
+    {"validation", "mirror"},
     {"judges"},
     {"features", "runs", "images", "perceptual_weights", "reference", "evaluation", "metrics"},
     {"model", "data", "devices", "meeting"},

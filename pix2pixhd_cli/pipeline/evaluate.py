@@ -25,6 +25,7 @@ from pix2pixhd_cli.judges import (
 )
 from pix2pixhd_cli.metrics import (
     FEWEST,
+    MOST_PSNR,
     SSIM_WINDOW,
     confusion,
     frechet_distance,
@@ -40,7 +41,6 @@ from pix2pixhd_cli.runs import Run
 from pix2pixhd_cli.settings import EvaluateSettings, Settings, load_settings, whole_number
 
 Picture = NDArray[np.uint8]
-MOST_PSNR = 100.0  # What equal pictures count as, in dB.
 STYLED = 20  # Examples, at the most, in which each class's styles are compared.
 
 

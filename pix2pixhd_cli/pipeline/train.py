@@ -40,6 +40,7 @@ class Job(NamedTuple):
     """What is to be trained, all of it known before TensorFlow starts.
 
     vgg: the perceptual loss's, if it is on. init_from: the run whose weights to start from. resuming: whether the run is there.
+    held_out: what is evaluated on meanwhile, if anything.
     """
 
     folder: Run
@@ -48,6 +49,7 @@ class Job(NamedTuple):
     vgg: VggFile | None
     init_from: Location | None
     resuming: bool
+    held_out: PackedSplit | None
 
 
 def train(
@@ -82,7 +84,8 @@ def train(
         elif resume:
             console.warn(f"{folder.folder}: there is nothing to go on from; starting anew, with the settings given now")
         chosen, vgg = _resolve_perceptual(_resolve_encoder(chosen, split, source))
-        job = Job(folder, split, chosen, vgg, source, going_on)
+        held_out = PackedSplit(packed, chosen.train.evaluate_split) if chosen.train.evaluate_every else None
+        job = Job(folder, split, chosen, vgg, source, going_on, held_out)
         _check(job)
         terms = {**_terms(job), "--dry-run": "on" if dry_run else "off"}
         team = gather_team(chosen.train.devices, chosen.train.join_minutes, terms)
@@ -178,12 +181,13 @@ def _check(job: Job) -> None:
         folder.check_sizes(settings, *trained_sizes(split, settings)[0])
     _check_phases(settings, started=job.init_from is not None or job.resuming, rgb=split.rgb)
     _check_data(split, settings)
+    _check_held_out(job)
     _check_tensorboard(settings)
 
 
 def _build(job: Job, team: Team) -> tuple[Trainer, Sources]:
     """Build the networks on the team's devices; also returns what they were made from."""
-    folder, split, settings, vgg, init_from, resuming = job
+    folder, split, settings, vgg, init_from, resuming, held_out = job
     _check_team(split, settings, team)
     engine.make_deterministic(settings.train.seed)
     spec = split.spec.dataset
@@ -197,7 +201,7 @@ def _build(job: Job, team: Team) -> tuple[Trainer, Sources]:
             init_step = start_from(model, settings, source.folder)
         if resuming and init_step != folder.sources().init_step:
             raise P2PHDError(f"{init_from}: was trained on since {folder.folder} started from it; start a new run")
-    trainer = Trainer(model, split, settings, team)
+    trainer = Trainer(model, split, settings, team, held_out)
     if resuming:
         _check_step_size(folder, trainer.deal)
     _describe(model, trainer)
@@ -338,6 +342,26 @@ def _check_data(split: PackedSplit, settings: Settings) -> None:
                 f"be multiples of {multiple}, at least {smallest}; prepare with --multiple {multiple}, use --crop, or "
                 "fewer --generator-downsamplings and --encoder-downsamplings"
             )
+
+
+def _check_held_out(job: Job) -> None:
+    """Refuse to evaluate on pictures that cannot be painted, and scores that do not go with the run's."""
+    chosen, held_out = job.settings.train, job.held_out
+    if chosen.best_by == "perceptual" and job.vgg is None:
+        raise SettingsError("--best-by perceptual needs --perceptual-weights")
+    if job.resuming and bool(settings_of_run(job.folder.folder).train.evaluate_every) != (held_out is not None):
+        raise SettingsError(
+            f"--evaluate-every {chosen.evaluate_every}: {job.folder.folder} was trained {'without' if held_out else 'with'} "
+            "evaluations; train a new run"
+        )
+    if held_out is None:
+        if chosen.patience or chosen.best_by:
+            raise SettingsError("--patience and --best-by need --evaluate-every")
+        return
+    check_photos(held_out)
+    small = min(sizes(held_out))
+    if min(small) < smallest_side(job.settings):
+        raise P2PHDError(f"{held_out.packed}: pictures of {held_out.split!r} are too small ({small[0]}x{small[1]})")
 
 
 def _check_team(split: PackedSplit, settings: Settings, team: Team) -> None:

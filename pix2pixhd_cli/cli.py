@@ -25,6 +25,8 @@ HELP = """High-resolution pictures from label maps, with control over style: pix
 Six verbs lead from photos to pictures you can steer:
 
   prepare → pack → train → encode → cluster → generate
+
+`p2phd show` tells what any of their folders is, and what comes next.
 """
 EPILOG = "Settings come from flags, then P2PHD_SECTION__FIELD variables, then --config FILE.toml, then defaults."
 
@@ -268,6 +270,25 @@ def evaluate(run: Run, dataset: Dataset, settings: Settings) -> None:
     from pix2pixhd_cli.pipeline.evaluate import evaluate
 
     evaluate(run, dataset, settings)
+
+
+@app.command(rich_help_panel="How good it is")
+def show(
+    thing: Annotated[
+        str,
+        typer.Argument(
+            help="A data set, a packed data set, a run, or the URL of one.", metavar="WHAT", show_default=False
+        ),
+    ],
+) -> None:
+    """Print what a thing is, how far it has come, and what comes next.
+
+    p2phd show run
+    """
+    _start_engine()
+    from pix2pixhd_cli.pipeline.show import show
+
+    show(thing)
 
 
 @app.command("import", rich_help_panel="Between codes")

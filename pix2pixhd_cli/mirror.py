@@ -46,6 +46,7 @@ PAINTING = (*MODEL, "clusters.npz")
 STYLES = (*DESCRIPTION, "features.npz", "clusters.npz", "clusters.png")
 START = (*DESCRIPTION, f"{NEWEST}{NETWORKS}")
 EVALUATING = (*PAINTING, f"{EVERY}{NETWORKS}", f"{EVERY}{SCORE}")
+SHOWING = (*PAINTING, "features.npz", "metrics.jsonl", "evaluation/*", f"{EVERY}{SCORE}")
 GOING_ON = (*MODEL, "metrics.jsonl", *(f"{EVERY}{file}" for file in (NETWORKS, TRAINING, SCORE)))
 # The order in which a run makes its files; all others come between.
 FIRST = ("dataset.json", "sources.json", "settings.json")
@@ -369,8 +370,8 @@ def _found(url: Url, scope: tuple[str, ...]) -> list[str]:
     wanted = any(name.startswith("checkpoints/") for name in scope)
     steps = [step for step in (url / "checkpoints").names() if CHECKPOINT.fullmatch(step)] if wanted else []
     whole = [step for step in steps if (url / "checkpoints" / step / SCORE).exists()]
-    names = []
-    for name in scope:
+    names = [f"evaluation/{name}" for name in (url / "evaluation").names() if "evaluation/*" in scope]
+    for name in (name for name in scope if name != "evaluation/*"):
         chosen = {EVERY: whole, NEWEST: whole[-1:]}.get(name[: len(EVERY)])
         names += [name] if chosen is None else [f"checkpoints/{step}/{name[len(EVERY) :]}" for step in chosen]
     return [name for name in names if (url / name).exists()]

@@ -30,7 +30,7 @@ class Stepper:
         model, optimizers, scale: what is trained and updated, made under `strategy`.
         strategy: the replicas.
         turns: portions a replica sees in a step.
-        spec: what a batch looks like, where it is trained on at once.
+        spec: what a batch looks like, where it is trained on at once; None stands for a number that may change.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class Stepper:
         self.scale = scale
         self.strategy = strategy
         self.turns = turns
+        self._spec = spec
         self._sums: dict[int, tf.Variable] = {}
         self._losses: list[tf.Variable] = []
         self._at_once = [tf.function(partial(self._whole, fixed), input_signature=[spec]) for fixed in (False, True)]
@@ -78,14 +79,17 @@ class Stepper:
         values = [self.strategy.experimental_local_results(loss) for loss in found]
         return [Losses(*of_one) for of_one in zip(*values, strict=True)]
 
-    def trace(self, spec: Batch, turns: int) -> tf.Graph:
+    def trace(self, spec: Batch, turns: int, *, recompute: bool) -> tf.Graph:
         """The graph of what one replica does at a time of a step of so many turns, for batches of known sizes."""
+        if self._is_one_go(turns) and spec == self._spec and recompute == self.model.recompute:
+            return self._at_once[False].get_concrete_function().graph  # What is trained with: traced once.
         work: Callable[..., object] = partial(self._gradients, False, share=tf.constant(1.0))
         if self._is_one_go(turns):
             work = partial(self._whole, False)
         elif turns > 1 and turns == self.turns and self.strategy.num_replicas_in_sync == 1:
             work = partial(self._one_of_many, False, share=tf.constant(1.0))
-        return tf.function(work).get_concrete_function(spec).graph
+        with self.model.recomputing(recompute):
+            return tf.function(work).get_concrete_function(spec).graph
 
     def _is_one_go(self, turns: int) -> bool:
         """Whether gradients need not be kept until a step's last one is there."""

@@ -156,9 +156,10 @@ class Trainer:
         self.state = checkpoint_state(model, self.optimizers, self.scale)
         self._validation = Validation(held_out, settings.train, model.vgg) if held_out is not None else None
         self._flat_samples = self._saved = 0
-        # Sides are fixed before running where all pictures have the same: which way is taken to convolve must depend on the
-        # data alone, not on what came first, or a resumed run would differ in the last bit.
-        spec = batch_spec(split.rgb, None, *(found[0] if len(found) == 1 else (None, None)))
+        # What never changes is fixed before running: which way is taken to convolve must depend on the data alone, not on what
+        # came first, or a resumed run would differ in the last bit.
+        size = settings.train.batch_size if len(split) % self.deal.step_size == 0 else None
+        spec = batch_spec(split.rgb, size, *(found[0] if len(found) == 1 else (None, None)))
         self._stepper = Stepper(model, self.optimizers, self.scale, team.strategy, turns=self.deal.turns, spec=spec)
         self._reconstruct = tf.function(model.reconstruct)  # Traced for each size, for the same reason.
 
@@ -422,9 +423,9 @@ class Trainer:
         size = batch_size or self.deal.batch_size
         turns = self.deal.turns * -(-self.deal.batch_size // size)
         height, width = sides or self.largest
-        with self.model.recomputing(self.model.recompute if recompute is None else recompute):
-            graph = self._stepper.trace(batch_spec(self.split.rgb, size, height, width), turns)
         model = self.model
+        chosen = model.recompute if recompute is None else recompute
+        graph = self._stepper.trace(batch_spec(self.split.rgb, size, height, width), turns, recompute=chosen)
         trained = sum(
             bytes_of(variable.value) for variable in (*model.generator_variables, *model.discriminator_variables)
         )

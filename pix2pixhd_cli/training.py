@@ -255,7 +255,7 @@ class Trainer:
         summaries = _summary_writer(run) if chosen.tensorboard and self.team.is_chief else None
         saved_at = time.monotonic()
         if not start and self.team.is_chief:
-            _tried(0, self.sample, run, 0)
+            _tried(0, self.sample, run, 0, summaries)
         for step, epoch, turns in self.portions(start):
             began = time.perf_counter()
             self._set_rate(epoch)
@@ -313,7 +313,7 @@ class Trainer:
             _tried(step, run.log, line | self._scaling() | {"seconds": round(seconds, 4)})
             _tried(step, _summarise, summaries, step, losses)
         if step % chosen.sample_every == 0 or step == last:
-            _tried(step, self.sample, run, step)
+            _tried(step, self.sample, run, step, summaries)
 
     def _scaling(self) -> dict[str, float]:
         """The loss scale and how many steps it skipped, where there is one."""
@@ -372,7 +372,7 @@ class Trainer:
         """Mean L1 distance of the samples' fakes from their photos, in [0, 2]: the checkpoint of the least is the best."""
         return float(np.mean([np.abs(sample.fake - sample.photo).mean() for sample in self._samples()]))
 
-    def sample(self, run: Run, step: int) -> None:
+    def sample(self, run: Run, step: int, summaries: tf.summary.SummaryWriter | None = None) -> None:
         """Write label map, boundary map, fake and photo of the same few examples."""
         rows, flat = [], []
         for sample in self._samples():
@@ -389,6 +389,10 @@ class Trainer:
                 "to learn: look at the samples, and train a new run with a smaller --learning-rate"
             )
         run.save_sample(step, sheet)
+        if summaries is not None:
+            with summaries.as_default(step=step):
+                tf.summary.image("samples", sheet[None])
+            summaries.flush()
 
     def _samples(self) -> Iterator[Sample]:
         """The first few examples with their fakes."""

@@ -1,5 +1,6 @@
 """Training: the schedule, what a run holds, and going on exactly where it stopped."""
 
+import io
 import json
 import os
 import signal
@@ -7,6 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
 
 from pix2pixhd_cli.data.batches import Deal
 from pix2pixhd_cli.errors import Interrupted, P2PHDError
@@ -136,8 +140,26 @@ def test_crops_without_encoder_and_with_batch_one(packed: Path, tmp_path: Path) 
 
 
 def test_tensorboard(packed: Path, tmp_path: Path) -> None:
-    train(packed, tmp_path / "run", tiny_settings(train={"tensorboard": True, "epochs": 1, "decay_epochs": 0}))
-    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+    """It has the losses and the evaluations of `metrics.jsonl`, and the samples."""
+    chosen: dict[str, object] = {
+        "tensorboard": True,
+        "epochs": 1,
+        "decay_epochs": 0,
+        "evaluate_every": 3,
+        "evaluate_limit": 1,
+    }
+    train(packed, tmp_path / "run", tiny_settings(train=chosen))
+    found = EventAccumulator(str(tmp_path / "run" / "tensorboard"), size_guidance={"tensors": 0}).Reload()
+    lines = metrics(tmp_path / "run")
+    for name in ("g_gan", "g_feat", "d_real", "eval_psnr", "eval_ssim"):
+        values = {line["step"]: line[name] for line in lines if name in line}
+        assert values
+        shown = {event.step: float(make_ndarray(event.tensor_proto)) for event in found.Tensors(name)}
+        assert shown == pytest.approx(values), name
+    width, height, *pictures = make_ndarray(found.Tensors("samples")[-1].tensor_proto)
+    with Image.open(tmp_path / "run" / "samples" / "step-00000003.png") as sheet:
+        assert sheet.size == (int(width), int(height))
+        assert np.array_equal(np.asarray(sheet), np.asarray(Image.open(io.BytesIO(pictures[0]))))
 
 
 def test_rgb_to_rgb_trains(tmp_path: Path) -> None:

@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from pix2pixhd_cli.data.files import write_text
+from pix2pixhd_cli.data.pictures import write_picture
 from pix2pixhd_cli.sealed import read_sealed, seal
 
 FOLDER = "evaluation"
@@ -68,9 +71,10 @@ class Evaluation(Frozen):
     examples: dict[str, float] = {}
     left_out: dict[str, str] = {}
 
-    def save(self, run: Path) -> Path:
-        """Write it into the run."""
+    def save(self, run: Path, sheet: NDArray[np.uint8]) -> Path:
+        """Write it into the run, with a sheet of pictures beside it."""
         path = run / FOLDER / f"{self.split}-step-{self.step:08d}.json"
+        write_picture(path.with_suffix(".png"), sheet)
         write_text(path, seal(self.model_dump(mode="json")))
         return path
 

@@ -170,7 +170,22 @@ def test_every_number_is_that_of_the_pictures(
     assert row(found, "control: change own class", "sampled").by_class == pytest.approx(own)
     assert row(found, "control: change elsewhere", "sampled").by_class == pytest.approx(elsewhere)
 
+    # The sheet of pictures: a heading, then each row's label map, photo, reconstruction and sampled picture, and what is seen.
+    sheet = read(run_of(printed) / "evaluation" / "val-step-00000006.png")
+    rows = [sheet[20 + 132 * n : 148 + 132 * n, 4:] for n in range(len(examples))]
+    for number, row_of in enumerate(rows):
+        cells = [row_of[::4, 260 * n : 260 * n + 256 : 4] for n in range(7)]
+        assert np.array_equal(cells[1], photos[number])
+        assert np.array_equal(cells[3], reconstructed[number]) and np.array_equal(cells[5], sampled[number])
+        assert len(np.unique(cells[2].reshape(-1, 3), axis=0)) <= len(NAMES)
+
     assert found.step == 6 and found.left_out == {} and "SSIM" in printed and "left out" not in printed
+
+
+def run_of(printed: str) -> Path:
+    """The run that evaluations were written into."""
+    line = next(line for line in printed.splitlines() if line.startswith("wrote "))
+    return Path(line.removeprefix("wrote ").partition(";")[0]).parents[1]
 
 
 def control(

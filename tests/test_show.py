@@ -3,6 +3,8 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
+
 from pix2pixhd_cli.evaluation import Evaluation, Row
 from tests.conftest import Command
 
@@ -35,7 +37,9 @@ def test_a_run_tells_how_far_it_is_and_what_comes_next(
     shutil.copy(run / "features.npz", copy)
     (tmp_path / "clusters.npz").rename(copy / "clusters.npz")
     row = Row(metric="PSNR (dB)", codes="photo", value=12.345, protocol={})
-    Evaluation(version="1", step=6, model="m", averaged=False, split="val", data="d", rows=(row,)).save(copy)
+    Evaluation(version="1", step=6, model="m", averaged=False, split="val", data="d", rows=(row,)).save(
+        copy, np.zeros((2, 2, 3), np.uint8)
+    )
     for where in (str(copy), f"file://{copy}"):
         said = p2phd("show", where)
         assert said.code == 0 and f"next: p2phd generate {where} LABELS OUT" in said.out, said.err

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pix2pixhd_cli import __version__, console
+from pix2pixhd_cli import __version__, console, images
 from pix2pixhd_cli.data.dataset import DatasetSpec, Example, ExampleEntry, read_example, read_spec
 from pix2pixhd_cli.data.parts import digest
 from pix2pixhd_cli.errors import P2PHDError
@@ -41,6 +41,7 @@ from pix2pixhd_cli.runs import Run
 from pix2pixhd_cli.settings import EvaluateSettings, Settings, load_settings, whole_number
 
 Picture = NDArray[np.uint8]
+SHOWN = 6  # Examples in the sheet of pictures, at the most: neighbours are often alike.
 STYLED = 20  # Examples, at the most, in which each class's styles are compared.
 
 
@@ -146,10 +147,11 @@ def evaluate(run: Path, dataset: Path, settings: Settings | None = None) -> list
             batch_size=chosen.evaluate.batch_size,
             devices=chosen.evaluate.devices,
         )
-        found.append(_evaluate_one(painter, examples, judges, truth, chosen.evaluate))
-        path = found[-1].save(run)
-        _show(found[-1])
-        console.info(f"wrote {path}")
+        one, sheet = _evaluate_one(painter, examples, judges, truth, chosen.evaluate)
+        path = one.save(run, sheet)
+        found.append(one)
+        _show(one)
+        console.info(f"wrote {path}; look at {path.with_suffix('.png')}")
     for name, advice in found[-1].left_out.items():
         console.info(f"left out: {name}; {advice}")
     if len(found) > 1:
@@ -220,18 +222,23 @@ def _judges(settings: Settings, spec: DatasetSpec) -> Judges:
 
 def _evaluate_one(
     painter: Painter, examples: Examples, judges: Judges, truth: Tally, settings: EvaluateSettings
-) -> Evaluation:
-    """Judge the pictures of one checkpoint."""
+) -> tuple[Evaluation, Picture]:
+    """Judge the pictures of one checkpoint, and show some of them."""
     styler, left_out = _styler(painter, settings)
     ways = _ways(painter, styler)
     tallies: dict[Codes, Tally] = {codes: Tally() for codes in ways}
     varied: list[float] = []
+    kept: dict[str, list[tuple[str, Picture]]] = {}  # Of some examples, by stem: pictures with their titles.
+    shown = {entry.stem for entry in examples.entries[:: -(-len(examples) // SHOWN)]}
     with console.progress(f"judging step {painter.step}", len(examples)) as bar:
         for group in gathered(examples, lambda example: painter.padded_size(example.label), painter.most):
             for codes, request in ways.items():
                 pictures = painter.paint_all([request(example, 0) for example in group])
                 for example, picture in zip(group, pictures, strict=True):
                     tallies[codes].see(picture, example, judges)
+                    if example.stem in shown:
+                        kept.setdefault(example.stem, _given(example, judges, examples.spec))
+                        kept[example.stem] += _views(f"codes: {codes}", picture, judges, examples.spec)
                 if codes == "sampled" and judges.distance is not None:
                     others = painter.paint_all([request(example, 1) for example in group])
                     varied += [judges.distance(*pair) for pair in zip(pictures, others, strict=True)]
@@ -256,7 +263,7 @@ def _evaluate_one(
         if missing:
             left_out[name] = advice
     first = next(iter(tallies.values()))
-    return Evaluation(
+    found = Evaluation(
         version=__version__,
         step=painter.step,
         model=painter.mark,
@@ -268,6 +275,30 @@ def _evaluate_one(
         examples=first.psnr,
         left_out=left_out,
     )
+    return found, _sheet(kept)
+
+
+def _given(example: Example, judges: Judges, spec: DatasetSpec) -> list[tuple[str, Picture]]:
+    """What an example comes with: its label map and its photo."""
+    assert example.photo is not None
+    label = images.colour_labels(example.label, spec.classes)
+    return [("label", label), *_views("photo", example.photo, judges, spec)]
+
+
+def _views(title: str, picture: Picture, judges: Judges, spec: DatasetSpec) -> list[tuple[str, Picture]]:
+    """A picture, and what the segmenter sees in it; what is none of our classes is black."""
+    if judges.segmenter is None:
+        return [(title, picture)]
+    seen = judges.segmenter(picture)
+    colours = np.where((seen < 0)[..., None], np.uint8(0), images.colour_labels(np.maximum(seen, 0), spec.classes))
+    return [(title, picture), ("seen in it", colours)]
+
+
+def _sheet(kept: Mapping[str, Sequence[tuple[str, Picture]]]) -> Picture:
+    """The pictures that were kept, a row for each example."""
+    rows = [[picture for _, picture in kept[stem]] for stem in sorted(kept)]
+    titles = [title for title, _ in next(iter(kept.values()))]
+    return images.grid(rows, titles, scale=max(1, 256 // rows[0][0].shape[1]))
 
 
 def _styler(painter: Painter, settings: EvaluateSettings) -> tuple[Styler | None, dict[str, str]]:

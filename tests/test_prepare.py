@@ -12,7 +12,7 @@ from pix2pixhd_cli.data.dataset import DatasetSpec, read_example, read_spec
 from pix2pixhd_cli.errors import DataProblems, Interrupted, P2PHDError
 from pix2pixhd_cli.pipeline.prepare import prepare
 from pix2pixhd_cli.settings import Settings
-from tests.conftest import read, save
+from tests.conftest import Command, read, save
 
 
 def prepared(source: Path, **options: object) -> tuple[Path, DatasetSpec]:
@@ -161,6 +161,24 @@ def test_instance_maps_and_components(flat: Path) -> None:
     example = read_example(flat.with_name("made"), spec, "train", spec.splits["train"][0])
     assert (example.instance[np.isin(example.label, [0, 2, 4])] < 5).all()
     assert (example.instance[np.isin(example.label, [1, 3])] >= 1024).all()
+
+
+def test_what_may_be_a_mistake_is_told_and_kept(flat: Path, p2phd: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    """Instances over several classes, and 255 as a class; `show` tells of them again."""
+    ids = np.zeros((10, 14), np.uint8)
+    ids[:, 9:], ids[0, 0] = 1, 255
+    for n in range(3):
+        save(flat / "train_inst" / f"{n}.png", np.full((10, 14), n, np.uint16))
+    save(flat / "train_label" / "0.png", ids)
+    dataset, spec = prepared(flat, layout="pix2pixhd", multiple=2, ignore_id=(9,))
+    assert spec.warnings == (
+        "id 255 is taken for a class; if it means nothing, add --ignore-id 255",
+        "3 instances of several classes; each is taken for its majority class",
+    )
+    told = capsys.readouterr().err
+    assert read_spec(dataset) == spec and sum(spec.instances["train"].values()) == 3 and spec.instances["train"][0] >= 1
+    for warning in spec.warnings:
+        assert f"warning: {warning}" in told and f"prepare warned: {warning}" in p2phd("show", dataset).out
 
 
 def test_instances_none_and_maps(flat: Path) -> None:

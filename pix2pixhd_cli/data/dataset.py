@@ -19,6 +19,7 @@ from pix2pixhd_cli.sealed import read_sealed
 from pix2pixhd_cli.settings import MOST_PIXELS, MOST_SIDE
 
 MOST_IGNORED = 256
+MOST_WARNINGS = 100
 InputKind = Literal["labels", "rgb"]
 
 
@@ -49,7 +50,8 @@ class DatasetSpec(BaseModel):
     ignored: ids that become an all-zero one-hot.
     has_instances: there are instance maps; without them, regions of a class are its only instance.
     splits: the examples of each split, sorted by stem.
-    pixels: per split, pixels of each class id.
+    pixels, instances: per split, pixels and instances of each class id.
+    warnings: what `prepare` found odd, and went on with.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,6 +64,8 @@ class DatasetSpec(BaseModel):
     has_instances: bool
     splits: dict[PlainName, Annotated[tuple[ExampleEntry, ...], FailFast()]]
     pixels: dict[PlainName, dict[int, int]]
+    instances: dict[PlainName, dict[int, int]] = {}
+    warnings: tuple[str, ...] = Field((), max_length=MOST_WARNINGS)
 
     def entries(self, split: str) -> tuple[ExampleEntry, ...]:
         """The examples of a split; raises `P2PHDError` if there is no such split or it is empty."""

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 from pix2pixhd_cli import __version__, console, images
 from pix2pixhd_cli.boundary import boundary_map
 from pix2pixhd_cli.data import labels, layouts, pictures
-from pix2pixhd_cli.data.dataset import DatasetSpec, ExampleEntry, map_path, photo_path, read_example
+from pix2pixhd_cli.data.dataset import MOST_WARNINGS, DatasetSpec, ExampleEntry, map_path, photo_path, read_example
 from pix2pixhd_cli.data.files import (
     held,
     make_folder,
@@ -261,12 +261,12 @@ def _read_recipe(source: Path, settings: PrepareSettings) -> Recipe:
     tree.problems = [replace(p, where=p.where.removeprefix(f"{source}/")) for p in tree.problems]
     if not examples and not tree.problems:
         raise P2PHDError(f"{source}: no label maps found in layout {settings.layout}")
-    for note in tree.notes:
-        console.warn(note)
     recipe = Recipe(settings, tree, _class_table(settings, tree), source)
     if settings.palette:
         for kept, lost in labels.shared_colours(recipe.classes or ()):
-            console.warn(f"{kept} and {lost} have one colour; its pixels are taken for {kept}")
+            tree.notes.append(f"{kept} and {lost} have one colour; its pixels are taken for {kept}")
+    for note in tree.notes:
+        console.warn(note)
     return recipe
 
 
@@ -539,14 +539,14 @@ def _describe(recipe: Recipe, examples: Sequence[RawExample], records: Sequence[
         seen = {identity for record in records for identity in record.pixels} - set(ignored)
         if not seen and recipe.settings.part is None:
             raise P2PHDError(f"{recipe.source}: every pixel of every label map has an ignored id")
-        classes = labels.plain_classes(largest := max(seen, default=0))
-        if largest == 255:
-            console.warn("id 255 is taken for a class; if it means nothing, add --ignore-id 255")
+        classes = labels.plain_classes(max(seen, default=0))
     splits: dict[str, list[ExampleEntry]] = {split: [] for split in recipe.tree.splits}
     pixels: dict[str, Counter[int]] = {split: Counter() for split in recipe.tree.splits}
+    instances: dict[str, Counter[int]] = {split: Counter() for split in recipe.tree.splits}
     for example, record in zip(examples, records, strict=True):
         splits[example.split].append(record.entry)
         pixels[example.split].update(record.pixels)
+        instances[example.split].update(record.instances)
     if recipe.tree.input == "rgb":
         channels = 0
     else:
@@ -560,6 +560,8 @@ def _describe(recipe: Recipe, examples: Sequence[RawExample], records: Sequence[
         has_instances=recipe.has_instances,
         splits={split: tuple(entries) for split, entries in splits.items()},
         pixels={split: dict(sorted(count.items())) for split, count in pixels.items()},
+        instances={split: dict(sorted(count.items())) for split, count in instances.items()},
+        warnings=(*recipe.tree.notes, *_oddities(recipe, records))[:MOST_WARNINGS],
     )
 
 
@@ -651,11 +653,23 @@ def _report(recipe: Recipe, spec: DatasetSpec, records: Sequence[Record], datase
         console.info(f"{split}: {console.count(len(entries), 'example')}, {note}")
     if not spec.has_instances and spec.input == "labels":
         console.info("no instance maps: the regions of a class count as its one instance")
-    if spanning := sum(record.spanning for record in records):
-        console.warn(f"{spanning} instances span several classes; each is taken for its majority class")
-    if renamed := sum(record.renamed for record in records):
-        console.warn(f"{renamed} instance ids name another class than the label under them; the label is believed")
+    for oddity in _oddities(recipe, records):
+        console.warn(oddity)
     console.info(f"wrote {dataset} (look at {dataset / CONTACT_SHEET})")
+
+
+def _oddities(recipe: Recipe, records: Sequence[Record]) -> Iterator[str]:
+    """What the examples have that may be a mistake, and how it was taken."""
+    if (
+        recipe.classes is None
+        and any(255 in record.pixels for record in records)
+        and 255 not in recipe.settings.ignore_id
+    ):
+        yield "id 255 is taken for a class; if it means nothing, add --ignore-id 255"
+    if spanning := sum(record.spanning for record in records):
+        yield f"{console.count(spanning, 'instance')} of several classes; each is taken for its majority class"
+    if renamed := sum(record.renamed for record in records):
+        yield f"{console.count(renamed, 'instance id')} of another class than the label under them; the label is believed"
 
 
 def _report_sizes(recipe: Recipe, records: Sequence[Record]) -> None:

@@ -2,7 +2,8 @@
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pix2pixhd_cli import console
@@ -121,11 +122,8 @@ def _show_styles(run: Run, spec: DatasetSpec) -> bool:
 
 def _show_classes(spec: DatasetSpec) -> None:
     """Show the classes that occur, and what share of all pixels they have."""
-    counts: dict[int, int] = {}
-    for pixels in spec.pixels.values():
-        for identity, count in pixels.items():
-            counts[identity] = counts.get(identity, 0) + count
-    whole = sum(counts.values())
+    counts, instances = (_total(of_split) for of_split in (spec.pixels, spec.instances))
+    whole = counts.total()
     things = {c.id for c in spec.classes if c.thing}
     rows = [
         (
@@ -133,11 +131,19 @@ def _show_classes(spec: DatasetSpec) -> None:
             spec.class_name(identity),
             "ignored" if identity in spec.ignored else "thing" if identity in things else "",
             f"{count / whole:.2%}",
+            instances[identity],
         )
         for identity, count in sorted(counts.items(), key=lambda pair: -pair[1])
     ]
     if rows:
-        console.table("Classes", ["id", "name", "kind", "share"], rows)
+        console.table("Classes", ["id", "name", "kind", "share", "instances"], rows)
+    for warning in spec.warnings:
+        _tell("prepare warned", warning)
+
+
+def _total(of_split: Mapping[str, Mapping[int, int]]) -> Counter[int]:
+    """The sum over splits."""
+    return sum((Counter(counts) for counts in of_split.values()), Counter())
 
 
 def _inputs(spec: DatasetSpec) -> str:

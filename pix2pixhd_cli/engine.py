@@ -2,10 +2,12 @@
 
 import logging
 import os
+import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pix2pixhd_cli import __version__
 from pix2pixhd_cli.errors import P2PHDError
 
 
@@ -38,6 +40,22 @@ def threads() -> int:
     if asked.isdecimal() and int(asked):
         return int(asked)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def environment() -> dict[str, str]:
+    """The versions that a training works with, by name, and the system."""
+    import keras
+    import numpy
+    import tensorflow as tf
+
+    return {
+        "p2phd": __version__,
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
 
 
 def _import() -> None:

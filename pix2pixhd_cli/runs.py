@@ -51,7 +51,7 @@ class Sources(BaseModel):
     packed: folder of the packed data set. examples: checksum of what is in it. init_from: the run that the networks started
     from. init_step: which of its checkpoints. imported: folder of the reference's checkpoint. perceptual: name and SHA-256 of the
     perceptual loss's file. threads: so many worked on an operation, which decides the last bits of sums. step_size: examples in a
-    step. changes: settings that were others before a step.
+    step. changes: settings that were others before a step. environment: the versions that it was last trained with.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,6 +65,7 @@ class Sources(BaseModel):
     threads: int | None = None
     step_size: int | None = None
     changes: tuple[dict[str, Any], ...] = ()
+    environment: dict[str, str] = {}
 
 
 class Score(BaseModel):

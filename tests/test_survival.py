@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -205,6 +206,16 @@ def test_another_number_of_threads_is_told_of(
     assert outcome.code == 0
     assert f"was trained by {here} threads, and here are {here + 1}" in outcome.err
     assert f"with TF_NUM_INTRAOP_THREADS={here} in the environment it will" in outcome.err
+
+
+def test_other_versions_are_told_of(p2phd: Command, packed: Path, begun: Path) -> None:
+    sources = Run(begun).sources()
+    assert sources.environment == engine.environment() and sources.environment["keras"] == keras.__version__
+    older = {**sources.environment, "tensorflow": "2.0.0"}
+    Run(begun).save_sources(sources.model_copy(update={"environment": older}))
+    outcome = p2phd("train", packed, begun, "--resume")
+    assert outcome.code == 0 and "was trained with tensorflow 2.0.0, and here is 2." in outcome.err
+    assert Run(begun).sources() == sources, "from now on it is this one"
 
 
 def test_threads_are_counted_where_no_system_tells_of_affinity(monkeypatch: pytest.MonkeyPatch) -> None:

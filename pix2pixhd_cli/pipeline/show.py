@@ -64,6 +64,8 @@ def _show_run(run: Run, name: str) -> None:
     if sources.init_from is not None:
         _tell("started from", f"{sources.init_from}, step {sources.init_step}")
     _tell("networks", _networks(settings))
+    if sources.environment:
+        _tell("trained with", *(f"{name} {version}" for name, version in sources.environment.items()))
     steps = _steps(settings, spec, sources)
     last = _last_line(run)
     saved = [int(path.name.removeprefix("step-")) for path in run.checkpoints()]

@@ -133,7 +133,7 @@ def _enter(folder: Run, trainer: Trainer, sources: Sources, resuming: bool) -> i
     folder.prune(chosen.train.keep_checkpoints)
     if start and folder.choose_model(trainer.model, chosen.train.model):
         folder.restore_checkpoint(trainer.state)
-    _tell_threads(folder)
+    _tell_environment(folder)
     _record_changes(folder, trainer.split, chosen, start)
     return start
 
@@ -213,6 +213,7 @@ def _build(job: Job, team: Team) -> tuple[Trainer, Sources]:
         perceptual={"file": vgg.name, "sha256": vgg.sha256} if vgg is not None else None,
         threads=engine.threads(),
         step_size=trainer.deal.step_size,
+        environment=engine.environment(),
     )
     return trainer, sources
 
@@ -228,8 +229,19 @@ def _check_step_size(folder: Run, deal: Deal) -> None:
         )
 
 
+def _tell_environment(folder: Run) -> None:
+    """Sums are made in another order by another number of threads, and perhaps by other versions."""
+    for name, version in engine.environment().items():
+        before = folder.sources().environment.get(name)
+        if before not in (None, version):
+            console.warn(
+                f"{folder.folder}: was trained with {name} {before}, and here is {version}: it goes on, but may not end in "
+                "the same bits"
+            )
+    _tell_threads(folder)
+
+
 def _tell_threads(folder: Run) -> None:
-    """Sums are made in another order by another number of threads."""
     before, now = folder.sources().threads, engine.threads()
     if before not in (None, now):
         console.warn(
@@ -247,7 +259,11 @@ def _record_changes(folder: Run, split: PackedSplit, settings: Settings, step: i
         new.append({"after_step": step, "setting": flag, "from": before, "to": now})
     if sources.changes[-len(new) :] == tuple(new):
         new = []  # They were kept before, by a process that was killed over the settings.
-    update = {"packed": split.packed.resolve(), "changes": (*sources.changes, *new)}
+    update = {
+        "packed": split.packed.resolve(),
+        "changes": (*sources.changes, *new),
+        "environment": engine.environment(),
+    }
     folder.save_sources(sources.model_copy(update=update))
     folder.save_settings(settings)
 

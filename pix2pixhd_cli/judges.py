@@ -3,7 +3,7 @@
 import csv
 import hashlib
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,10 +58,6 @@ class FeatureNetwork:
     sha256: str
     resized: str
     features: Callable[[Picture], NDArray[np.floating]]
-
-    def of_all(self, pictures: Iterable[Picture]) -> NDArray[np.floating]:
-        """The features of pictures, [N, D]."""
-        return np.stack([self.features(picture) for picture in pictures])
 
 
 @dataclass(frozen=True)

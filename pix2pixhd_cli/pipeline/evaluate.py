@@ -56,19 +56,19 @@ class Judges(NamedTuple):
 
 @dataclass
 class Tally:
-    """What the judges said of pictures, one after the other."""
+    """What the judges said of pictures, which may come in any order."""
 
     psnr: dict[str, float] = field(default_factory=dict)
     ssim: list[float] = field(default_factory=list)
     distance: list[float] = field(default_factory=list)
-    features: list[NDArray[np.floating]] = field(default_factory=list)
+    features: dict[str, NDArray[np.floating]] = field(default_factory=dict)
     confusion: NDArray[np.int64] | None = None
 
     def see(self, picture: Picture, example: Example, judges: Judges, *, real: bool = False) -> None:
         """Judge an example's picture, or its photo."""
         assert example.photo is not None
         if judges.features is not None:
-            self.features.append(judges.features.features(picture))
+            self.features[example.stem] = judges.features.features(picture)
         if judges.segmenter is not None:
             counts = confusion(example.label, judges.segmenter(picture), judges.segmenter.known)
             self.confusion = counts if self.confusion is None else self.confusion + counts
@@ -255,14 +255,6 @@ def _evaluate_one(
         )
     if styler is not None:
         rows += _control(painter, styler, examples, base)
-    for name, missing, advice in (
-        ("perceptual distance", judges.vgg is None, "--perceptual-weights adds it"),
-        ("kernel and Fréchet distance", judges.features is None, "--features or --perceptual-weights adds them"),
-        ("pixel accuracy and mean IoU", judges.segmenter is None, "--segmenter adds them"),
-    ):
-        if missing:
-            left_out[name] = advice
-    first = next(iter(tallies.values()))
     found = Evaluation(
         version=__version__,
         step=painter.step,
@@ -272,10 +264,22 @@ def _evaluate_one(
         data=examples.digest,
         rows=tuple(rows),
         confusions=tuple(_confusions(tallies, truth, judges, examples)),
-        examples=first.psnr,
-        left_out=left_out,
+        examples=next(iter(tallies.values())).psnr,
+        left_out=left_out | _without(judges),
     )
     return found, _sheet(kept)
+
+
+def _without(judges: Judges) -> dict[str, str]:
+    """What cannot be told for want of a network, and the flag that gives one."""
+    found = {}
+    if judges.vgg is None:
+        found["perceptual distance"] = "--perceptual-weights adds it"
+    if judges.features is None:
+        found["kernel and Fréchet distance"] = "--features or --perceptual-weights adds them"
+    if judges.segmenter is None:
+        found["pixel accuracy and mean IoU"] = "--segmenter adds them"
+    return found
 
 
 def _given(example: Example, judges: Judges, spec: DatasetSpec) -> list[tuple[str, Picture]]:
@@ -307,8 +311,7 @@ def _styler(painter: Painter, settings: EvaluateSettings) -> tuple[Styler | None
     if not painter.channels:
         return None, {name: "the run has no encoder"}
     if not painter.run.clusters.exists():
-        folder = painter.run.folder
-        return None, {name: f"`p2phd encode {folder}` and `p2phd cluster {folder}` make styles to sample from"}
+        return None, {name: "`p2phd encode` and `p2phd cluster` make styles to sample from"}
     clusters = FeatureClusters.load(painter.run.clusters)
     if clusters.step != painter.step:
         return None, {name: f"the styles are those of step {clusters.step}"}
@@ -348,7 +351,7 @@ def _rows(
         yield from _reconstruction(codes, tally, judges, base)
     if judges.features is not None and len(examples) >= FEWEST:
         network = judges.features
-        real, fake = np.stack(truth.features), np.stack(tally.features)
+        real, fake = (np.stack([one.features[stem] for stem in truth.features]) for one in (truth, tally))
         note = {**base, "network": network.name, "sha256": network.sha256, "resize": network.resized}
         estimate = kernel_distance(real, fake)
         yield Row(

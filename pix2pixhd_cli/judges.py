@@ -16,11 +16,11 @@ from pix2pixhd_cli import images
 from pix2pixhd_cli.data.dataset import DatasetSpec
 from pix2pixhd_cli.data.files import checksum
 from pix2pixhd_cli.errors import P2PHDError
+from pix2pixhd_cli.metrics import Picture
 from pix2pixhd_cli.model.perceptual import Vgg, perceptual_loss
 from pix2pixhd_cli.perceptual_weights import VggFile
 from pix2pixhd_cli.settings import PixelRange, whole_number
 
-Picture = NDArray[np.uint8]
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NO_CLASS = -1
 # The 19 classes that Cityscapes' segmenters give, in their order.
@@ -111,16 +111,15 @@ def _numbers(given: NDArray[Any]) -> NDArray[np.integer]:
     return given.astype(np.int64)
 
 
-def vgg_features(file: VggFile) -> FeatureNetwork:
-    """The run's own VGG as a feature network: relu5_1, averaged over the picture, at the picture's size."""
-    vgg = file.build()
+def vgg_features(file: VggFile, vgg: Vgg) -> FeatureNetwork:
+    """A VGG, built from its file, as a feature network: relu5_1, averaged over the picture, at the picture's size."""
 
     @tf.function(reduce_retracing=True)
     def last(picture: tf.Tensor) -> tf.Tensor:
         return tf.reduce_mean(vgg(tf.cast(picture, tf.float32) / 127.5 - 1.0)[-1], [0, 1, 2])
 
     return FeatureNetwork(
-        f"VGG{3 + len(file.layers)} relu5_1, mean ({file.name})",
+        f"{file.kind} relu5_1, mean ({file.name})",
         file.sha256,
         "none",
         lambda picture: last(tf.constant(picture[None])).numpy(),

@@ -7,7 +7,6 @@ any more is given back.
 
 import heapq
 import os
-import sys
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from itertools import accumulate, takewhile
@@ -125,14 +124,13 @@ def available() -> int | None:
     try:
         page = os.sysconf("SC_PAGE_SIZE")
         resident = page * int(Path("/proc/self/statm").read_text().split()[1])
-        return resident + min(1024 * _number(MEMORY, "MemAvailable:"), *_left_by_groups())
+        return resident + min([1024 * _number(MEMORY, "MemAvailable:"), *_left_by_groups()])
     except (OSError, ValueError, StopIteration):
         return None
 
 
 def _left_by_groups() -> Iterator[int]:
     """The bytes that containers and jobs leave: this process's control group and all above it, of either version."""
-    yield sys.maxsize
     for line in GROUP.read_text().splitlines():
         _, kinds, path = line.split(":", 2)
         if not kinds:

@@ -1,6 +1,6 @@
 """What pictures are judged by: closeness to a photo, likeness of distributions, and what a segmenter sees in them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pix2pixhd_cli.errors import P2PHDError
 
+Picture = NDArray[np.uint8]
 MOST_PSNR = 100.0  # What equal pictures count as where means are taken, in dB.
 SSIM_WINDOW = 11  # Pixels; no picture may be smaller.
 FEWEST = 3  # Pictures that a distribution is told from.
@@ -29,18 +30,28 @@ class Segmentation(NamedTuple):
     iou: dict[int, float]
 
 
-def psnr(fake: NDArray[np.uint8], photo: NDArray[np.uint8]) -> float:
+def psnr(fake: Picture, photo: Picture) -> float:
     """Peak signal to noise ratio in dB of two pictures, uint8 [H, W, 3]; infinite for equal ones."""
     error = np.mean((fake.astype(np.float64) - photo) ** 2)
     return float(10 * np.log10(255.0**2 / error)) if error else float("inf")
 
 
-def ssim(fake: NDArray[np.uint8], photo: NDArray[np.uint8]) -> float:
+def ssim(fake: Picture, photo: Picture) -> float:
     """Structural similarity of two pictures, uint8 [H, W, 3], at least 11 pixels wide and high: the mean over their channels.
 
     Gaussian window of 11 pixels, sigma 1.5; K1 0.01, K2 0.03. Source: Wang et al., "Image Quality Assessment" (2004).
     """
     return float(tf.image.ssim(*(tf.constant(picture, tf.float32) for picture in (fake, photo)), max_val=255.0))
+
+
+def closeness(fake: Picture, photo: Picture, distance: Callable[[Picture, Picture], float] | None) -> dict[str, float]:
+    """How near a picture comes to its photo, by name: PSNR, SSIM where they are large enough for it, and `distance` if given."""
+    found = {"psnr": min(MOST_PSNR, psnr(fake, photo))}
+    if min(fake.shape[:2]) >= SSIM_WINDOW:
+        found["ssim"] = ssim(fake, photo)
+    if distance is not None:
+        found["perceptual"] = distance(fake, photo)
+    return found
 
 
 def kernel_distance(real: NDArray[np.floating], fake: NDArray[np.floating]) -> Estimate:

@@ -370,10 +370,14 @@ def _found(url: Url, scope: tuple[str, ...]) -> list[str]:
     wanted = any(name.startswith("checkpoints/") for name in scope)
     steps = [step for step in (url / "checkpoints").names() if CHECKPOINT.fullmatch(step)] if wanted else []
     whole = [step for step in steps if (url / "checkpoints" / step / SCORE).exists()]
-    names = [f"evaluation/{name}" for name in (url / "evaluation").names() if "evaluation/*" in scope]
-    for name in (name for name in scope if name != "evaluation/*"):
+    names = []
+    for name in scope:
+        folder, _, rest = name.rpartition("/")
         chosen = {EVERY: whole, NEWEST: whole[-1:]}.get(name[: len(EVERY)])
-        names += [name] if chosen is None else [f"checkpoints/{step}/{name[len(EVERY) :]}" for step in chosen]
+        if chosen is not None:
+            names += [f"checkpoints/{step}/{name[len(EVERY) :]}" for step in chosen]
+        else:
+            names += [f"{folder}/{file}" for file in (url / folder).names()] if rest == "*" else [name]
     return [name for name in names if (url / name).exists()]
 
 

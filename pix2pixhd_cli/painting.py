@@ -10,10 +10,11 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from pix2pixhd_cli.data.dataset import whole
+from pix2pixhd_cli.data.dataset import Example, whole
 from pix2pixhd_cli.data.labels import majority_classes, tally
 from pix2pixhd_cli.devices import take_devices
 from pix2pixhd_cli.errors import P2PHDError
+from pix2pixhd_cli.features import Rule, Styler
 from pix2pixhd_cli.images import to_uint8
 from pix2pixhd_cli.model.build import side_multiple, smallest_side
 from pix2pixhd_cli.model.encoder import instance_codes
@@ -118,6 +119,14 @@ class Painter:
     def regions(self, label: NDArray[np.integer], instance: NDArray[np.integer]) -> NDArray[np.integer]:
         """What shares one code, [H, W]: the instances, or the classes of a run that pools by label."""
         return whole(label) if self.model.pool_by_label else instance
+
+    def styled(self, example: Example, styler: Styler, rules: Sequence[Rule] = ()) -> Request:
+        """An example in the styles that a styler draws, or that `rules` choose."""
+        gates = {}
+        if self.channels:
+            gates = styler.gates(example.stem, self.instances(example.label, example.instance), rules)
+        codes, gains = ({i: getattr(gate, name) for i, gate in gates.items()} for name in ("code", "gain"))
+        return Request(example.label, example.instance, codes, gains, example.photo)
 
     def paint(
         self,

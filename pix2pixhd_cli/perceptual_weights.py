@@ -41,6 +41,11 @@ class VggFile(NamedTuple):
     name: str
     sha256: str
 
+    @property
+    def kind(self) -> str:
+        """VGG16 or VGG19."""
+        return f"VGG{len(self.layers) + 3}"
+
     def build(self) -> Vgg:
         """The network, on the devices of the strategy at hand."""
         return Vgg(self.layers, convolutions=len(self.layers), caffe=self.caffe)

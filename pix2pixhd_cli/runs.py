@@ -223,7 +223,7 @@ class Run:
         )
         model = build_model(settings, labels=spec.labels, ignored=spec.ignored, training=True)
         self._restore_networks(model, checkpoint)
-        return model, _step_of(checkpoint)
+        return model, step_of(checkpoint)
 
     def save_model(self, model: Pix2PixHD, step: int = 0) -> None:
         """Write what later verbs need: the weights of generator and encoder after a step."""
@@ -329,7 +329,7 @@ class Run:
                 continue
             for path in damaged:
                 _delete(path)
-            return _step_of(folder)
+            return step_of(folder)
         if damaged:
             raise P2PHDError(f"{self.folder}: no checkpoint is whole; train a new run, or bring one back")
         return 0
@@ -348,7 +348,7 @@ class Run:
         best = [self.best_checkpoint()] if which == "best" else []
         newest, step, touched = self._newest_checkpoint(), self._step_of_whole_model(model), False
         for checkpoint in (*filter(None, best), newest):
-            if step == _step_of(checkpoint):
+            if step == step_of(checkpoint):
                 break
             touched = True
             try:
@@ -358,8 +358,8 @@ class Run:
                     raise
                 console.warn(told(error))
                 continue
-            self.save_model(model, _step_of(checkpoint))
-            console.info(f"{self.folder}: later verbs now work with step {_step_of(checkpoint)}")
+            self.save_model(model, step_of(checkpoint))
+            console.info(f"{self.folder}: later verbs now work with step {step_of(checkpoint)}")
             break
         return touched
 
@@ -393,6 +393,15 @@ class Run:
         with naming(self.metrics):
             lines = [line for line in self.metrics.read_bytes().splitlines() if _step(line) <= step]
         write_text(self.metrics, "".join(f"{line.decode()}\n" for line in lines))
+
+    def logged(self) -> Iterator[dict[str, Any]]:
+        """The lines of `metrics.jsonl`, oldest first, but those that cannot be read."""
+        if not self.metrics.exists():
+            return
+        check_regular(self.metrics)
+        for line in self.metrics.read_bytes().splitlines():
+            if np.isfinite(_step(line)):
+                yield json.loads(line)
 
     def log(self, values: dict[str, Any]) -> None:
         """Append a line to `metrics.jsonl`; one that could not be written goes with the next, or with the next checkpoint."""
@@ -513,7 +522,8 @@ def told(error: P2PHDError | OSError) -> str:
     return str(error) if isinstance(error, P2PHDError) else f"{error.filename or 'a file'}: {error.strerror or error}"
 
 
-def _step_of(checkpoint: Path) -> int:
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was written."""
     return int(checkpoint.name.removeprefix("step-"))
 
 

@@ -214,7 +214,7 @@ class Trainer:
         if self.team.is_chief:
             run.start_metrics(start)
             if self._validation is not None:
-                self._validation.recall(run.metrics)
+                self._validation.recall(run.logged())
         going_on = shlex.join(["p2phd", "train", str(self.split.packed), str(run.folder), "--resume"])
 
         def last_words() -> str:

@@ -1,15 +1,13 @@
 """How a training fares on examples that it does not see: what is measured, which checkpoint is best, and when to stop."""
 
-import json
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pix2pixhd_cli.data.records import PackedSplit
 from pix2pixhd_cli.judges import perceptual_distance
-from pix2pixhd_cli.metrics import MOST_PSNR, SSIM_WINDOW, psnr, ssim
+from pix2pixhd_cli.metrics import closeness
 from pix2pixhd_cli.model.perceptual import Vgg
 from pix2pixhd_cli.settings import TrainSettings
 
@@ -40,11 +38,8 @@ class Validation:
         """The means over pairs of a reconstruction and its photo, uint8 [H, W, 3] each, by name."""
         found: dict[str, list[float]] = {name: [] for name in BETTER}
         for fake, photo in pairs:
-            found["psnr"].append(min(MOST_PSNR, psnr(fake, photo)))
-            if min(fake.shape[:2]) >= SSIM_WINDOW:
-                found["ssim"].append(ssim(fake, photo))
-            if self._distance is not None:
-                found["perceptual"].append(self._distance(fake, photo))
+            for name, value in closeness(fake, photo, self._distance).items():
+                found[name].append(value)
         return {name: float(np.mean(values)) for name, values in found.items() if values}
 
     def follow(self, values: dict[str, float]) -> bool:
@@ -63,17 +58,12 @@ class Validation:
         """Whether there was no better one for as long as is waited for."""
         return bool(self._patience) and self.waited >= self._patience
 
-    def recall(self, metrics: Path) -> None:
-        """Take note of the evaluations that a run's `metrics.jsonl` has."""
-        for line in _lines(metrics):
+    def recall(self, lines: Iterable[Mapping[str, float]]) -> None:
+        """Take note of the evaluations that were logged."""
+        for line in lines:
             values = {name.removeprefix(PREFIX): value for name, value in line.items() if name.startswith(PREFIX)}
             if self.by in values:
                 self.follow(values)
-
-
-def _lines(metrics: Path) -> Iterator[dict[str, float]]:
-    if metrics.exists():
-        yield from map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
 
 
 def logged(values: dict[str, float]) -> dict[str, float]:

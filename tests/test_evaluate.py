@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from pix2pixhd_cli import mirror
 from pix2pixhd_cli.data.dataset import Example, read_example, read_spec
 from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.evaluation import Evaluation, Row, read_evaluations
@@ -224,6 +225,16 @@ def test_what_has_no_judge_is_left_out(p2phd: Command, begun: Path, dataset: Pat
         assert line in outcome.out
 
 
+def test_too_few_pictures_and_missing_judges_are_told(run: Path, dataset: Path, judges: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    found: list[Evaluation] = []
+    for chosen in ({"perceptual_weights": str(judges / "vgg.npz")}, {}):
+        found += evaluate(copy, dataset, load_settings({"evaluate": {"limit": 2, **chosen}}, run=copy))
+    assert found[0].left_out["kernel and Fréchet distance"] == "3 pictures and more add them"
+    assert "diversity" not in found[0].left_out
+    assert found[1].left_out["diversity"] == "--perceptual-weights adds it"
+
+
 def test_checkpoints(p2phd: Command, begun: Path, dataset: Path) -> None:
     model = (begun / "model" / "weights.npz").read_bytes()
     outcome = p2phd("evaluate", begun, dataset, "--checkpoint", "all", "--split", "val")
@@ -256,10 +267,18 @@ def test_styles_of_another_step_are_not_sampled(run: Path, dataset: Path, tmp_pa
     assert found[0].left_out["sampled codes, diversity and control"] == "the styles are those of step 6"
 
 
-def test_a_run_at_a_url(run: Path, dataset: Path, tmp_path: Path) -> None:
+def test_a_run_at_a_url(run: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
+    fetched, original = [], mirror._found
+
+    def watch(*arguments: Any) -> list[str]:
+        fetched.extend(found := original(*arguments))
+        return found
+
+    monkeypatch.setattr(mirror, "_found", watch)
     evaluate(f"file://{copy}", dataset, load_settings({"evaluate": {"limit": 1}}, run=copy))
     assert [one.step for one in read_evaluations(copy)] == [6]
+    assert not any("checkpoints/" in name for name in fetched), "they are large, and were not asked for"
 
 
 # Networks from files.

@@ -150,5 +150,5 @@ def _join(found: Iterable[dict[str, NDArray[Any]]], painter: Painter, split: Pac
         **{name: np.concatenate(arrays) for name, arrays in rows.items()},
         split=np.array(split.split),
         packed=np.array(str(split.packed.resolve())),
-        step=np.array(painter.run.model_step(), np.int64),
+        step=np.array(painter.step, np.int64),
     )

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,22 +25,20 @@ from pix2pixhd_cli.judges import (
 )
 from pix2pixhd_cli.metrics import (
     FEWEST,
-    MOST_PSNR,
-    SSIM_WINDOW,
+    Picture,
+    closeness,
     confusion,
     frechet_distance,
     kernel_distance,
-    psnr,
     segmentation,
-    ssim,
 )
-from pix2pixhd_cli.mirror import EVALUATING, at_any_place
+from pix2pixhd_cli.mirror import EVALUATING, PAINTING, at_any_place
 from pix2pixhd_cli.painting import Painter, Request, gathered
 from pix2pixhd_cli.perceptual_weights import VggFile, read_vgg
-from pix2pixhd_cli.runs import Run
+from pix2pixhd_cli.runs import Run, step_of
 from pix2pixhd_cli.settings import EvaluateSettings, Settings, load_settings, whole_number
+from pix2pixhd_cli.urls import Location, locate
 
-Picture = NDArray[np.uint8]
 SHOWN = 6  # Examples in the sheet of pictures, at the most: neighbours are often alike.
 STYLED = 20  # Examples, at the most, in which each class's styles are compared.
 
@@ -56,11 +54,9 @@ class Judges(NamedTuple):
 
 @dataclass
 class Tally:
-    """What the judges said of pictures, which may come in any order."""
+    """What the judges said of pictures, which may come in any order; close and features are by stem."""
 
-    psnr: dict[str, float] = field(default_factory=dict)
-    ssim: list[float] = field(default_factory=list)
-    distance: list[float] = field(default_factory=list)
+    close: dict[str, dict[str, float]] = field(default_factory=dict)
     features: dict[str, NDArray[np.floating]] = field(default_factory=dict)
     confusion: NDArray[np.int64] | None = None
 
@@ -72,13 +68,8 @@ class Tally:
         if judges.segmenter is not None:
             counts = confusion(example.label, judges.segmenter(picture), judges.segmenter.known)
             self.confusion = counts if self.confusion is None else self.confusion + counts
-        if real:
-            return
-        self.psnr[example.stem] = min(MOST_PSNR, psnr(picture, example.photo))
-        if min(picture.shape[:2]) >= SSIM_WINDOW:
-            self.ssim.append(ssim(picture, example.photo))
-        if judges.distance is not None:
-            self.distance.append(judges.distance(picture, example.photo))
+        if not real:
+            self.close[example.stem] = closeness(picture, example.photo, judges.distance)
 
 
 class Examples:
@@ -115,8 +106,7 @@ class Examples:
         return digest([entry.model_dump() for entry in self.entries])
 
 
-@at_any_place(EVALUATING, writing=True)
-def evaluate(run: Path, dataset: Path, settings: Settings | None = None) -> list[Evaluation]:
+def evaluate(run: Location | str, dataset: Path, settings: Settings | None = None) -> list[Evaluation]:
     """Paint a split of `dataset`, compare the pictures with its photos, and write `RUN/evaluation/`.
 
     Args:
@@ -126,7 +116,12 @@ def evaluate(run: Path, dataset: Path, settings: Settings | None = None) -> list
 
     Returns the evaluations of the checkpoints that were asked for, oldest first. Raises `P2PHDError`.
     """
-    chosen = settings or load_settings(run=run)
+    chosen = settings or load_settings(run=locate(run))
+    scope = PAINTING if chosen.evaluate.checkpoint is None else EVALUATING
+    return at_any_place(scope, writing=True)(_evaluate)(run, dataset, chosen)
+
+
+def _evaluate(run: Path, dataset: Path, chosen: Settings) -> list[Evaluation]:
     folder = Run(run)
     checkpoints = _checkpoints(folder, chosen.evaluate.checkpoint)
     examples = Examples(dataset, folder, chosen.evaluate)
@@ -201,9 +196,9 @@ def _checkpoints(run: Run, asked: str | None) -> list[Path | None]:
     if asked == "best" and (best := run.best_checkpoint()) is not None:
         return [best]
     step = whole_number(asked)
-    if found := [path for path in there if step is not None and int(path.name.partition("-")[2]) == step]:
+    if found := [path for path in there if step_of(path) == step]:
         return list(found)
-    steps = ", ".join(str(int(path.name.partition("-")[2])) for path in there) or "none"
+    steps = ", ".join(str(step_of(path)) for path in there) or "none"
     raise P2PHDError(f"--checkpoint {asked}: there is no such checkpoint; there are all, best, and steps {steps}")
 
 
@@ -211,13 +206,15 @@ def _judges(settings: Settings, spec: DatasetSpec) -> Judges:
     chosen = settings.evaluate
     source = chosen.perceptual_weights or settings.train.perceptual_weights
     vgg = read_vgg(source) if source is not None else None
-    segmenter = None
+    network = vgg.build() if vgg is not None else None
+    segmenter = features = None
     if chosen.segmenter is not None:
         segmenter = read_segmenter(chosen.segmenter, chosen.segmenter_input, chosen.segmenter_classes, spec)
-    features = vgg_features(vgg) if vgg is not None else None
     if chosen.features is not None:
         features = read_features(chosen.features, chosen.features_input)
-    return Judges(vgg, perceptual_distance(vgg.build()) if vgg is not None else None, features, segmenter)
+    elif vgg is not None and network is not None:
+        features = vgg_features(vgg, network)
+    return Judges(vgg, perceptual_distance(network) if network is not None else None, features, segmenter)
 
 
 def _evaluate_one(
@@ -264,19 +261,23 @@ def _evaluate_one(
         data=examples.digest,
         rows=tuple(rows),
         confusions=tuple(_confusions(tallies, truth, judges, examples)),
-        examples=next(iter(tallies.values())).psnr,
-        left_out=left_out | _without(judges),
+        examples={stem: close["psnr"] for stem, close in next(iter(tallies.values())).close.items()},
+        left_out=left_out | _without(judges, len(examples), styled=styler is not None),
     )
     return found, _sheet(kept)
 
 
-def _without(judges: Judges) -> dict[str, str]:
-    """What cannot be told for want of a network, and the flag that gives one."""
+def _without(judges: Judges, count: int, *, styled: bool) -> dict[str, str]:
+    """What cannot be told for want of a network or of pictures, and what would add it."""
     found = {}
     if judges.vgg is None:
         found["perceptual distance"] = "--perceptual-weights adds it"
+        if styled:
+            found["diversity"] = "--perceptual-weights adds it"
     if judges.features is None:
         found["kernel and Fréchet distance"] = "--features or --perceptual-weights adds them"
+    elif count < FEWEST:
+        found["kernel and Fréchet distance"] = f"{FEWEST} pictures and more add them"
     if judges.segmenter is None:
         found["pixel accuracy and mean IoU"] = "--segmenter adds them"
     return found
@@ -330,17 +331,11 @@ def _ways(painter: Painter, styler: Styler | None) -> Mapping[Codes, Callable[[E
     def sampled(example: Example, more: int) -> Request:
         assert styler is not None
         drawing = Styler([], styler.clusters, channels=styler.channels, seed=styler.seed + more)
-        return styled(painter, drawing, example)
+        return painter.styled(example, drawing)
 
     if not painter.channels:
         return {"none": plain}
     return {"photo": from_photo, "sampled": sampled} if styler is not None else {"photo": from_photo}
-
-
-def styled(painter: Painter, styler: Styler, example: Example, rules: Sequence[Rule] = ()) -> Request:
-    """An example in the styles that a styler draws, or that rules choose."""
-    gates = styler.gates(example.stem, painter.instances(example.label, example.instance), rules)
-    return Request(example.label, example.instance, {i: gate.code for i, gate in gates.items()})
 
 
 def _rows(
@@ -374,15 +369,14 @@ def _rows(
 
 
 def _reconstruction(codes: Codes, tally: Tally, judges: Judges, base: dict[str, str]) -> Iterator[Row]:
-    yield Row(metric="PSNR (dB)", codes=codes, value=_mean(tally.psnr.values()), better="higher", protocol=base)
-    if tally.ssim:
-        note = {**base, "window": "Gaussian, 11 pixels, sigma 1.5"}
-        yield Row(metric="SSIM", codes=codes, value=_mean(tally.ssim), better="higher", protocol=note)
-    if tally.distance:
-        assert judges.vgg is not None
-        note = {**base, **_of_vgg(judges.vgg)}
-        value = _mean(tally.distance)
-        yield Row(metric="perceptual distance", codes=codes, value=value, better="lower", protocol=note)
+    kinds: dict[str, tuple[str, Literal["higher", "lower"], dict[str, str]]] = {
+        "psnr": ("PSNR (dB)", "higher", {}),
+        "ssim": ("SSIM", "higher", {"window": "Gaussian, 11 pixels, sigma 1.5"}),
+        "perceptual": ("perceptual distance", "lower", _of_vgg(judges.vgg) if judges.vgg is not None else {}),
+    }
+    for name, (metric, better, note) in kinds.items():
+        if values := [close[name] for close in tally.close.values() if name in close]:
+            yield Row(metric=metric, codes=codes, value=_mean(values), better=better, protocol=base | note)
 
 
 def _semantics(
@@ -417,7 +411,7 @@ def _control(painter: Painter, styler: Styler, examples: Examples, base: dict[st
             styles = styler.clusters.classes.get(identity)
             if styles is None or len(styles.centres) < 2 or len(inside[identity]) == STYLED:
                 continue
-            pair = [styled(painter, styler, example, [_choice(identity, n)]) for n in _commonest(styles)]
+            pair = [painter.styled(example, styler, [_choice(identity, n)]) for n in _commonest(styles)]
             one, other = (picture.astype(float) for picture in painter.paint_all(pair))
             change, own = np.abs(one - other).mean(-1), example.label == identity
             inside[identity].append(float(change[own].mean()))
@@ -460,7 +454,7 @@ def _confusions(
 
 
 def _of_vgg(vgg: VggFile) -> dict[str, str]:
-    return {"network": f"VGG{3 + len(vgg.layers)} ({vgg.name})", "sha256": vgg.sha256, "resize": "none"}
+    return {"network": f"{vgg.kind} ({vgg.name})", "sha256": vgg.sha256, "resize": "none"}
 
 
 def _mean(values: Iterable[float]) -> float:

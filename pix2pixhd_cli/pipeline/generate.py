@@ -1,7 +1,6 @@
 """`p2phd generate`: label maps become pictures, in styles that are drawn or chosen."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from pix2pixhd_cli import console, images
 from pix2pixhd_cli.data import pictures
 from pix2pixhd_cli.data.arrays import open_arrays
-from pix2pixhd_cli.data.dataset import map_path, photo_path, read_example, read_spec, whole
+from pix2pixhd_cli.data.dataset import Example, map_path, photo_path, read_example, read_spec, whole
 from pix2pixhd_cli.data.files import checksum, plain_name, sweep
 from pix2pixhd_cli.data.labels import first_place
 from pix2pixhd_cli.data.layouts import PICTURES, stem_of
@@ -30,20 +29,10 @@ from pix2pixhd_cli.features import (
     unknown_class,
 )
 from pix2pixhd_cli.mirror import PAINTING, at_any_place
-from pix2pixhd_cli.painting import Painter, Request, gathered
+from pix2pixhd_cli.painting import Painter, gathered
 from pix2pixhd_cli.settings import GenerateSettings, Part, Settings, load_settings
 
 PARTS = ".generate-parts"
-
-
-@dataclass(frozen=True)
-class Scene:
-    """One picture to paint: label ids [H, W] (or RGB [H, W, 3]), instance ids [H, W], and perhaps a photo."""
-
-    stem: str
-    label: NDArray[np.integer]
-    instance: NDArray[np.integer]
-    photo: NDArray[np.uint8] | None
 
 
 @at_any_place(PAINTING)
@@ -92,7 +81,7 @@ def _inputs(painter: Painter, scenes: "_Scenes") -> dict[str, str]:
     if painter.run.clusters.exists():
         with open_arrays(painter.run.clusters) as file:
             styles = file.digest
-    return {"model": painter.run.model_mark(), "set of styles": styles, "set of inputs": digest_of_files(scenes.inputs)}
+    return {"model": painter.mark, "set of styles": styles, "set of inputs": digest_of_files(scenes.inputs)}
 
 
 def _merge(scenes: "_Scenes", out: Path, parts: Parts) -> list[Path]:
@@ -171,7 +160,7 @@ def _paint_all(
 def _paint(
     painter: Painter,
     styler: Styler,
-    scenes: Sequence[Scene],
+    scenes: Sequence[Example],
     out: Path,
     settings: GenerateSettings,
     shown: Sequence[tuple[str, ClassStyles, int]],
@@ -179,10 +168,10 @@ def _paint(
     """Paint scenes of one size, with their grids and strips if wanted; yields each file that was written."""
     requests = []
     for scene in scenes:
-        requests.append(_request(painter, styler, scene))
+        requests.append(painter.styled(scene, styler))
         for _, styles, identity in _present(painter, scene, shown):
             rules = [Rule("--all-codes", identity, None, Choice("cluster", n)) for n in range(len(styles.centres))]
-            requests += [_request(painter, styler, scene, [rule]) for rule in rules]
+            requests += [painter.styled(scene, styler, [rule]) for rule in rules]
     painted = iter(painter.paint_all(requests))
     for scene in scenes:
         picture = next(painted)
@@ -202,22 +191,13 @@ def _paint(
 
 
 def _present(
-    painter: Painter, scene: Scene, shown: Sequence[tuple[str, ClassStyles, int]]
+    painter: Painter, scene: Example, shown: Sequence[tuple[str, ClassStyles, int]]
 ) -> list[tuple[str, ClassStyles, int]]:
     """Of the classes to show, those that the scene has."""
     if not shown:
         return []
     classes = set(painter.instances(scene.label, scene.instance).values())
     return [one for one in shown if one[2] in classes]
-
-
-def _request(painter: Painter, styler: Styler, scene: Scene, extra: Sequence[Rule] = ()) -> Request:
-    """A scene in the styles that are wanted."""
-    gates = {}
-    if painter.channels:
-        gates = styler.gates(scene.stem, painter.instances(scene.label, scene.instance), extra)
-    codes, gains = ({i: getattr(gate, name) for i, gate in gates.items()} for name in ("code", "gain"))
-    return Request(scene.label, scene.instance, codes, gains, scene.photo)
 
 
 def _warn(painter: Painter, styler: Styler, scenes: "_Scenes") -> None:
@@ -234,7 +214,7 @@ def _warn(painter: Painter, styler: Styler, scenes: "_Scenes") -> None:
     run = painter.run.folder
     if scenes.zeroed:
         console.warn(f"ids {', '.join(map(str, sorted(scenes.zeroed)))} are no class of {run}: painted as unlabeled")
-    if styler.clusters is not None and styler.clusters.step != painter.run.model_step():
+    if styler.clusters is not None and styler.clusters.step != painter.step:
         console.warn(
             f"{run} was trained on since its styles were found; `p2phd encode` and `p2phd cluster` find them anew"
         )
@@ -291,7 +271,7 @@ class _Scenes:
                 files.append(photo_path(folder, split, entry))
         return [path for path in files if path is not None]
 
-    def __iter__(self) -> Iterator[Scene]:
+    def __iter__(self) -> Iterator[Example]:
         for item in self._items:
             scene = self._read_entry(**item) if "entry" in item else self._read_files(**item)
             if scene.instance.shape != scene.label.shape[:2]:
@@ -304,7 +284,7 @@ class _Scenes:
                 raise P2PHDError(f"{item.get('photo')}: is not of its label map's size")
             yield scene
 
-    def _read_entry(self, folder: Path, spec: Any, split: str, entry: Any) -> Scene:
+    def _read_entry(self, folder: Path, spec: Any, split: str, entry: Any) -> Example:
         if entry.height * entry.width > self.most:
             what = (
                 f"is {entry.height}x{entry.width}, more than {self.most:,} pixels; if that is right, raise --max-pixels"
@@ -312,9 +292,9 @@ class _Scenes:
             raise PictureError(map_path(folder, split, "label", entry.stem), what)
         example = read_example(folder, spec, split, entry)
         photo = example.photo if self.with_photos else None
-        return Scene(entry.stem, example.label, example.instance, photo)
+        return Example(entry.stem, example.label, example.instance, photo)
 
-    def _read_files(self, label: Path, instance: Path | None, photo: Path | None) -> Scene:
+    def _read_files(self, label: Path, instance: Path | None, photo: Path | None) -> Example:
         if self.rgb:
             ids: NDArray[Any] = pictures.read_photo(label, self.most)
         else:
@@ -322,7 +302,7 @@ class _Scenes:
             self._check_ids(label, ids)
         instances = pictures.read_instance_map(instance, self.most) if instance is not None else whole(ids)
         pixels = pictures.read_photo(photo, self.most) if photo is not None and self.with_photos else None
-        return Scene(stem_of(label), ids, instances, pixels)
+        return Example(stem_of(label), ids, instances, pixels)
 
     def _check_ids(self, path: Path, label: NDArray[np.uint16]) -> None:
         """Refuse class ids that the run does not know; an imported run without a table takes those past its labels as void."""

@@ -660,11 +660,8 @@ def _report(recipe: Recipe, spec: DatasetSpec, records: Sequence[Record], datase
 
 def _oddities(recipe: Recipe, records: Sequence[Record]) -> Iterator[str]:
     """What the examples have that may be a mistake, and how it was taken."""
-    if (
-        recipe.classes is None
-        and any(255 in record.pixels for record in records)
-        and 255 not in recipe.settings.ignore_id
-    ):
+    seen = {identity for record in records for identity in record.pixels} - set(recipe.settings.ignore_id)
+    if recipe.classes is None and max(seen, default=0) == 255:
         yield "id 255 is taken for a class; if it means nothing, add --ignore-id 255"
     if spanning := sum(record.spanning for record in records):
         yield f"{console.count(spanning, 'instance')} of several classes; each is taken for its majority class"

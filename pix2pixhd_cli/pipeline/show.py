@@ -1,9 +1,8 @@
 """`p2phd show`: what a data set, a pack or a run is, how far it has come, and what comes next."""
 
-import json
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from pix2pixhd_cli import console
@@ -13,7 +12,7 @@ from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.evaluation import read_evaluations
 from pix2pixhd_cli.features import FeatureClusters
 from pix2pixhd_cli.mirror import SHOWING, working_copy
-from pix2pixhd_cli.runs import Run, Sources
+from pix2pixhd_cli.runs import Run, Sources, step_of
 from pix2pixhd_cli.settings import Settings, settings_of_run
 from pix2pixhd_cli.urls import Location, locate
 
@@ -68,7 +67,7 @@ def _show_run(run: Run, name: str) -> None:
         _tell("trained with", *(f"{name} {version}" for name, version in sources.environment.items()))
     steps = _steps(settings, spec, sources)
     last = _last_line(run)
-    saved = [int(path.name.removeprefix("step-")) for path in run.checkpoints()]
+    saved = map(step_of, run.checkpoints())
     done = int(max([last.get("step", 0), *saved]))
     if steps:
         epoch = -(-done * _epochs(settings) // steps)
@@ -184,17 +183,11 @@ def _steps(settings: Settings, spec: DatasetSpec, sources: Sources) -> int:
 
 def _last_line(run: Run) -> dict[str, float]:
     """The last logged line of losses; empty if there is none that can be read."""
-    if not run.metrics.exists():
-        return {}
-    lines: Sequence[str] = run.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
-    for line in reversed(lines):
-        try:
-            values = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(values, dict) and "g_gan" in values:
-            return {key: value for key, value in values.items() if isinstance(value, int | float)}
-    return {}
+    last: dict[str, float] = {}
+    for values in run.logged():
+        if "g_gan" in values:
+            last = {key: value for key, value in values.items() if isinstance(value, int | float)}
+    return last
 
 
 def _tell(name: str, *values: object) -> None:

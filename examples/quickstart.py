@@ -29,7 +29,6 @@ engine.start()
 
 from pix2pixhd_cli import images  # noqa: E402
 from pix2pixhd_cli.data.dataset import Example, read_example, read_spec  # noqa: E402
-from pix2pixhd_cli.data.pictures import write_picture  # noqa: E402
 from pix2pixhd_cli.features import FeatureClusters, FeatureCodes, Styler, parse_rules  # noqa: E402
 from pix2pixhd_cli.painting import Painter  # noqa: E402
 
@@ -56,7 +55,7 @@ def main() -> None:
     chosen = ("--feature-code", "road=cobbles", "--feature-code", "car=red")
     p2phd("generate", run, dataset, out / "painted", *chosen, "--all-codes", "car", "--grid")
     judge = Judge(city, dataset, run)
-    write_picture(out / "contact_sheet.png", judge.contact_sheet())
+    judge.contact_sheet().save(out / "contact_sheet.png")
     passed = report(judge)
     print(f"look at {out / 'contact_sheet.png'} and {run / 'clusters.png'}")
     sys.exit(0 if passed else 1)
@@ -166,7 +165,7 @@ class Judge:
             right += [r > s for r in rough for s in smooth]
         return float(np.mean(right)) if right else 0.0
 
-    def contact_sheet(self) -> images.Picture:
+    def contact_sheet(self) -> images.Sheet:
         """Label map, photo, reconstruction, then the same street in every named road style and car paint."""
         choices = [
             f"{name}={style}"

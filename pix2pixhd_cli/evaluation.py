@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from pix2pixhd_cli.data.files import write_text
-from pix2pixhd_cli.data.pictures import write_picture
+from pix2pixhd_cli.data.files import remove, write_text
+from pix2pixhd_cli.images import Sheet
 from pix2pixhd_cli.sealed import read_sealed, seal
 
 FOLDER = "evaluation"
@@ -56,8 +54,9 @@ class Confusion(Frozen):
 class Evaluation(Frozen):
     """A checkpoint's numbers on a split.
 
-    step: of the training. model: what tells its weights from others. averaged: the averaged generator painted. examples: PSNR
-    by stem, of the first codes. left_out: what has no row, with the flag or command that would add it.
+    step: of the training. model: what tells its weights from others. averaged: the averaged generator painted. arguments: what
+    `p2phd evaluate RUN` takes to find the same. examples: PSNR by stem, of the first codes. left_out: what has no row, with the
+    flag or command that would add it.
     """
 
     version: str
@@ -66,17 +65,24 @@ class Evaluation(Frozen):
     averaged: bool
     split: str
     data: str
+    arguments: tuple[str, ...] = ()
     rows: tuple[Row, ...]
     confusions: tuple[Confusion, ...] = ()
     examples: dict[str, float] = {}
     left_out: dict[str, str] = {}
 
-    def save(self, run: Path, sheet: NDArray[np.uint8]) -> Path:
-        """Write it into the run, with a sheet of pictures beside it."""
-        path = run / FOLDER / f"{self.split}-step-{self.step:08d}.json"
-        write_picture(path.with_suffix(".png"), sheet)
-        write_text(path, seal(self.model_dump(mode="json")))
-        return path
+    def path(self, run: Path, kind: Literal[".json", ".png", "-strips.png"] = ".json") -> Path:
+        """Where a run keeps it, its sheet of pictures, and its strips of styles."""
+        return run / FOLDER / f"{self.split}-step-{self.step:08d}{kind}"
+
+    def save(self, run: Path, sheet: Sheet, strips: Sheet | None = None) -> Path:
+        """Write it into the run, with a sheet of pictures beside it and, if there are any, strips of styles."""
+        remove(self.path(run, "-strips.png"))
+        sheet.save(self.path(run, ".png"))
+        if strips is not None:
+            strips.save(self.path(run, "-strips.png"))
+        write_text(self.path(run), seal(self.model_dump(mode="json")))
+        return self.path(run)
 
 
 def read_evaluations(run: Path) -> Sequence[Evaluation]:

@@ -1,15 +1,81 @@
-"""Pictures for people: colour maps, boundary lines, labelled grids. All arrays are uint8 RGB [H, W, 3]."""
+"""Pictures for people: colour maps, boundary lines, sheets of many. All arrays are uint8 RGB [H, W, 3]."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, zip_longest
+from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pix2pixhd_cli.data.labels import LabelClass, distinct_colour
+from pix2pixhd_cli.data.pictures import PictureError, read_noted, write_picture
 
 Picture = NDArray[np.uint8]
-PAPER, INK, GAP = 255, (40, 40, 40), 4
+PAPER, INK, GAP, LINE = 255, (40, 40, 40), 4, 16
+MOST_ON_A_SHEET = 1 << 28  # Pixels.
+Side = Annotated[int, Field(ge=0, le=MOST_ON_A_SHEET)]
+
+
+class Place(BaseModel):
+    """Where a picture is on a sheet, in pixels, and what stands below it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    top: Side
+    left: Side
+    height: Side
+    width: Side
+    caption: str = ""
+
+
+class Places(BaseModel):
+    """All pictures of a sheet by row and column. scale: a pixel of theirs has so many of the sheet, each way."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scale: int = Field(ge=1)
+    columns: tuple[str, ...]
+    names: tuple[str, ...]
+    cells: tuple[tuple[Place | None, ...], ...]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Pictures in rows, as one picture, uint8 [H, W, 3], and where each of them is."""
+
+    picture: Picture
+    places: Places
+
+    def cell(self, row: int, column: int) -> Picture | None:
+        """One of its pictures, of its own size; None for an empty cell."""
+        place = self.places.cells[row][column]
+        if place is None:
+            return None
+        bottom, right = place.top + place.height, place.left + place.width
+        step = self.places.scale
+        return self.picture[place.top : bottom : step, place.left : right : step]
+
+    def save(self, path: Path) -> None:
+        """Write it as a PNG that knows its places."""
+        write_picture(path, self.picture, self.places.model_dump_json())
+
+
+def read_sheet(path: Path) -> Sheet:
+    """Read what `Sheet.save` wrote; raises `PictureError` for anything else."""
+    picture, note = read_noted(path, MOST_ON_A_SHEET)
+    try:
+        places = Places.model_validate_json(note)
+    except ValidationError:
+        raise PictureError(path, "does not know where its pictures are; it was not made by this version") from None
+    height, width = picture.shape[:2]
+    for place in (place for row in places.cells for place in row if place is not None):
+        if place.top + place.height > height or place.left + place.width > width or not place.height * place.width:
+            raise PictureError(path, "is damaged: its pictures lie outside of it")
+    return Sheet(picture, places)
 
 
 def colour_labels(label: NDArray[np.integer], classes: Sequence[LabelClass]) -> Picture:
@@ -56,47 +122,57 @@ def fit_width(picture: Picture, width: int) -> Picture:
 
 
 def grid(
-    rows: Sequence[Sequence[Picture | None]], columns: Sequence[str] = (), names: Sequence[str] = (), scale: int = 1
-) -> Picture:
-    """Lay pictures out in rows, with a heading per column and a name before each row; None leaves a cell empty."""
+    rows: Sequence[Sequence[Picture | None]],
+    columns: Sequence[str] = (),
+    names: Sequence[str] = (),
+    scale: int = 1,
+    captions: Sequence[Sequence[str]] = (),
+) -> Sheet:
+    """Lay pictures out in rows, with a heading per column, a name before each row, and captions below the pictures.
+
+    None leaves a cell empty.
+    """
     cells = [[_enlarge(cell, scale) for cell in row] for row in rows]
-    count = max(len(row) for row in cells)
-    widths = [
-        max((cell.shape[1] for row in cells for cell in row[n : n + 1] if cell is not None), default=0)
-        for n in range(count)
-    ]
-    heights = [max((cell.shape[0] for cell in row if cell is not None), default=0) for row in cells]
     font = ImageFont.load_default(12)
     margin = GAP + int(max((font.getlength(name) for name in names), default=-GAP)) + GAP
-    top = GAP + (16 if columns else 0)
-    sheet = Image.new(
-        "RGB", (margin + sum(widths) + GAP * count, top + sum(heights) + GAP * len(cells)), (PAPER, PAPER, PAPER)
-    )
+    lefts = _edges(margin, [[cell.shape[1] for cell in column if cell is not None] for column in zip_longest(*cells)])
+    below = LINE if captions else 0
+    heights = [[cell.shape[0] + below for cell in row if cell is not None] for row in cells]
+    tops = _edges(GAP + (LINE if columns else 0), heights)
+    sheet = Image.new("RGB", (lefts[-1], tops[-1]), (PAPER, PAPER, PAPER))
     draw = ImageDraw.Draw(sheet)
-    lefts = [margin + sum(widths[:n]) + GAP * n for n in range(count)]
     for left, text in zip(lefts, columns, strict=False):
         draw.text((left, 2), text, fill=INK, font=font)
-    for number, row in enumerate(cells):
-        y = top + sum(heights[:number]) + GAP * number
-        if number < len(names):
-            draw.text((GAP, y + heights[number] // 2 - 7), names[number], fill=INK, font=font)
-        for left, cell in zip(lefts, row, strict=False):
-            if cell is not None:
-                sheet.paste(Image.fromarray(cell), (left, y))
-    return np.asarray(sheet)
+    for top, bottom, name in zip(tops, tops[1:], names, strict=False):
+        draw.text((GAP, (top + bottom - GAP) // 2 - 7), name, fill=INK, font=font)
+    texts = captions or [[""] * len(row) for row in cells]
+    places = tuple(
+        tuple(_put(sheet, cell, top, left, text) for cell, left, text in zip(row, lefts, said, strict=False))
+        for row, top, said in zip(cells, tops, texts, strict=False)
+    )
+    return Sheet(np.asarray(sheet), Places(scale=scale, columns=tuple(columns), names=tuple(names), cells=places))
+
+
+def _edges(first: int, lengths: Sequence[Sequence[int]]) -> list[int]:
+    """Where rows or columns begin that hold pictures of such lengths, and where the sheet ends."""
+    return list(accumulate((max(one, default=0) + GAP for one in lengths), initial=first))
 
 
 def _enlarge(cell: Picture | None, scale: int) -> Picture | None:
     return cell if cell is None or scale == 1 else cell.repeat(scale, 0).repeat(scale, 1)
 
 
-def caption(picture: Picture, text: str) -> Picture:
-    """Add a line of text below a picture."""
-    height, width = picture.shape[:2]
-    sheet = Image.new("RGB", (width, height + 16), (PAPER, PAPER, PAPER))
-    sheet.paste(Image.fromarray(picture), (0, 0))
-    ImageDraw.Draw(sheet).text((1, height + 1), text, fill=INK, font=ImageFont.load_default(11))
-    return np.asarray(sheet)
+def _put(sheet: Image.Image, cell: Picture | None, top: int, left: int, caption: str) -> Place | None:
+    """Put a picture on a sheet, if there is one, with its caption in a line as wide as itself."""
+    if cell is None:
+        return None
+    height, width = cell.shape[:2]
+    sheet.paste(Image.fromarray(cell), (left, top))
+    if caption:
+        line = Image.new("RGB", (width, LINE), (PAPER, PAPER, PAPER))
+        ImageDraw.Draw(line).text((1, 1), caption, fill=INK, font=ImageFont.load_default(11))
+        sheet.paste(line, (left, top + height))
+    return Place(top=top, left=left, height=height, width=width, caption=caption)
 
 
 def mosaic(pictures: Sequence[Picture], side: int, count: int) -> Picture:

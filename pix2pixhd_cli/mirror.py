@@ -21,14 +21,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from pix2pixhd_cli import console
 from pix2pixhd_cli.data.dataset import DatasetSpec
 from pix2pixhd_cli.data.files import held, is_alive, plain_name, refuse_links, whole_file, write_text
 from pix2pixhd_cli.errors import P2PHDError
+from pix2pixhd_cli.images import Sheet
 from pix2pixhd_cli.runs import CHECKPOINT, NETWORKS, SCORE, TRAINING, Run, Sources, State, is_left_over, told
 from pix2pixhd_cli.sealed import read_sealed, seal
 from pix2pixhd_cli.settings import Settings
@@ -152,9 +151,9 @@ class Mirror(Run):
         super().save_checkpoint(state, step, keep, distance)
         self.copy_up()
 
-    def save_sample(self, step: int, picture: NDArray[np.uint8]) -> None:
-        """Write the sample picture of a step, and copy up all that is new."""
-        super().save_sample(step, picture)
+    def save_sample(self, step: int, sheet: Sheet) -> None:
+        """Write the sample pictures of a step, and copy up all that is new."""
+        super().save_sample(step, sheet)
         self.copy_up()
 
     @property

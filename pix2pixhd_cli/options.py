@@ -15,7 +15,7 @@ import typer
 from pydantic.fields import FieldInfo
 from rich.markup import escape
 
-from pix2pixhd_cli.settings import Settings, Values, env_name, fields, flag_name, load_settings
+from pix2pixhd_cli.settings import Settings, Values, env_name, fields, flag_name, load_settings, off
 from pix2pixhd_cli.urls import Location
 
 RunRule = Callable[[dict[str, Any]], Location | None]
@@ -130,7 +130,7 @@ def _parameter(key: str, section: str, name: str, field: FieldInfo, own: bool) -
     bounds = _bounds(field)
     option = typer.Option(
         list(default) or None if isinstance(default, tuple) else default,
-        f"{flag}/--no-{flag[2:]}" if annotation is bool else flag,
+        f"{flag}/{off(flag)}" if annotation is bool else flag,
         help=escape(_help(field, annotation)),
         rich_help_panel=_panel(section),
         show_default=bool(default_text(field)),

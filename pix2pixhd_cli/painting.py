@@ -14,7 +14,7 @@ from pix2pixhd_cli.data.dataset import Example, whole
 from pix2pixhd_cli.data.labels import majority_classes, tally
 from pix2pixhd_cli.devices import take_devices
 from pix2pixhd_cli.errors import P2PHDError
-from pix2pixhd_cli.features import Rule, Styler
+from pix2pixhd_cli.features import Choice, Rule, Styler
 from pix2pixhd_cli.images import to_uint8
 from pix2pixhd_cli.model.build import side_multiple, smallest_side
 from pix2pixhd_cli.model.encoder import instance_codes
@@ -127,6 +127,11 @@ class Painter:
             gates = styler.gates(example.stem, self.instances(example.label, example.instance), rules)
         codes, gains = ({i: getattr(gate, name) for i, gate in gates.items()} for name in ("code", "gain"))
         return Request(example.label, example.instance, codes, gains, example.photo)
+
+    def in_styles(self, example: Example, styler: Styler, identity: int, styles: Iterable[int]) -> list[Request]:
+        """An example with each of these styles of a class in turn, and all else as the styler draws it."""
+        rules = (Rule("--all-codes", identity, None, Choice("cluster", style)) for style in styles)
+        return [self.styled(example, styler, [rule]) for rule in rules]
 
     def paint(
         self,

@@ -28,8 +28,8 @@ from pix2pixhd_cli import console
 from pix2pixhd_cli.data.arrays import ArrayFile, open_arrays, write_arrays
 from pix2pixhd_cli.data.dataset import DatasetSpec
 from pix2pixhd_cli.data.files import make_folder, refuse_links, sweep, sync, write_text
-from pix2pixhd_cli.data.pictures import write_picture
 from pix2pixhd_cli.errors import P2PHDError, check_regular, naming
+from pix2pixhd_cli.images import Sheet
 from pix2pixhd_cli.model.build import Optimizers, build_model, least_parameters
 from pix2pixhd_cli.model.layers import blank_weights
 from pix2pixhd_cli.model.optimizers import LossScale
@@ -424,9 +424,9 @@ class Run:
         """Where the sample picture of a step goes."""
         return self.folder / "samples" / f"step-{step:08d}.png"
 
-    def save_sample(self, step: int, picture: NDArray[np.uint8]) -> None:
-        """Write the sample picture of a step."""
-        write_picture(self.sample(step), picture)
+    def save_sample(self, step: int, sheet: Sheet) -> None:
+        """Write the sample pictures of a step."""
+        sheet.save(self.sample(step))
 
 
 def is_left_over(name: str) -> bool:

@@ -518,6 +518,26 @@ def flag_name(section: str, field: str, own: bool) -> str:
     return "--" + (field if own else f"{section}-{field}").replace("_", "-")
 
 
+def flags(settings: Settings, *sections: str) -> list[str]:
+    """The flags that make these sections what they are, but for what is so anyway; the first section is the verb's own."""
+    words: list[str] = []
+    for section, name, field in fields():
+        value = getattr(getattr(settings, section), name)
+        if section not in sections or value == field.get_default() or value is None:
+            continue
+        flag = flag_name(section, name, own=section == sections[0])
+        if isinstance(value, bool):
+            words.append(flag if value else off(flag))
+        else:
+            words += [word for one in (value if isinstance(value, tuple) else (value,)) for word in (flag, str(one))]
+    return words
+
+
+def off(flag: str) -> str:
+    """What turns a switch off: `--no-flip` for `--flip`."""
+    return f"--no-{flag.removeprefix('--')}"
+
+
 def env_name(section: str, field: str) -> str:
     """The environment variable of a field."""
     return f"{ENV_PREFIX}{section}__{field}".upper().removesuffix("__")

@@ -31,7 +31,7 @@ from pix2pixhd_cli.settings import Settings, TrainSettings, parse_size
 from pix2pixhd_cli.stepping import Portion, Stepper
 from pix2pixhd_cli.validation import Validation, logged, told
 
-SAMPLES = 4
+SAMPLES, SAMPLE_COLUMNS = 4, ("label", "boundary", "fake", "photo")
 NAMED = 8  # Examples, where something is wrong in a step.
 FLAT_SAMPLES = 3  # So many samples of one colour in a row are worth a warning.
 
@@ -46,6 +46,7 @@ def learning_rate(settings: TrainSettings, epoch: int) -> float:
 class Sample(NamedTuple):
     """An example as it is shown and judged: label and instance map, and fake and photo, float32 [H, W, 3] in [-1, 1]."""
 
+    stem: str
     label: NDArray[np.integer]
     instance: NDArray[np.integer]
     fake: NDArray[np.float32]
@@ -374,14 +375,15 @@ class Trainer:
 
     def sample(self, run: Run, step: int, summaries: tf.summary.SummaryWriter | None = None) -> None:
         """Write label map, boundary map, fake and photo of the same few examples."""
-        rows, flat = [], []
+        rows, stems, flat = [], [], []
         for sample in self._samples():
             fake, photo = (images.to_uint8(picture) for picture in (sample.fake, sample.photo))
             colours = images.colour_labels(sample.label, self.split.spec.dataset.classes)
+            stems.append(sample.stem)
             rows.append([colours, images.from_mask(boundary_map(sample.instance)), fake, photo])
             flat += [images.is_flat(fake)] if not images.is_flat(photo) else []
         scale = max(1, 256 // rows[0][0].shape[1])
-        sheet = images.grid(rows, ["label", "boundary", "fake", "photo"], scale=scale)
+        sheet = images.grid(rows, SAMPLE_COLUMNS, stems, scale)
         self._flat_samples = self._flat_samples + 1 if step and flat and all(flat) else 0
         if self._flat_samples == FLAT_SAMPLES:
             console.warn(
@@ -391,7 +393,7 @@ class Trainer:
         run.save_sample(step, sheet)
         if summaries is not None:
             with summaries.as_default(step=step):
-                tf.summary.image("samples", sheet[None])
+                tf.summary.image("samples", sheet.picture[None])
             summaries.flush()
 
     def _samples(self) -> Iterator[Sample]:
@@ -409,7 +411,7 @@ class Trainer:
             batch = Batch(label[None], instance[None], photo[None].astype(np.float32) / 127.5 - 1)
             with self.model.averaged():
                 fake = self._reconstruct(Batch(*map(tf.constant, batch)))[0].numpy()
-            yield Sample(label, instance, fake, batch.photo[0])
+            yield Sample(example.stem, label, instance, fake, batch.photo[0])
 
     @property
     def largest(self) -> tuple[int, int]:

@@ -16,11 +16,12 @@ from onnx import TensorProto, helper
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from pix2pixhd_cli import mirror
+from pix2pixhd_cli import images, mirror
 from pix2pixhd_cli.data.dataset import Example, read_example, read_spec
 from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.evaluation import Evaluation, Row, read_evaluations
 from pix2pixhd_cli.features import FeatureClusters
+from pix2pixhd_cli.images import read_sheet
 from pix2pixhd_cli.judges import read_network, read_segmenter
 from pix2pixhd_cli.metrics import kernel_distance
 from pix2pixhd_cli.model.perceptual import perceptual_loss
@@ -31,6 +32,7 @@ from pix2pixhd_cli.pipeline.generate import generate
 from pix2pixhd_cli.runs import Run
 from pix2pixhd_cli.settings import load_settings
 from tests.conftest import Command, read, tree
+from tests.test_images import cell
 from tests.test_perceptual import weights
 
 # What the segmenter here calls 0 to 4, by colour, and which classes these are.
@@ -120,6 +122,7 @@ def test_every_number_is_that_of_the_pictures(
     examples: list[Example],
     judges: Path,
     run: Path,
+    dataset: Path,
 ) -> None:
     found, printed = evaluated
     photos = [example.photo for example in examples if example.photo is not None]
@@ -171,14 +174,29 @@ def test_every_number_is_that_of_the_pictures(
     assert row(found, "control: change own class", "sampled").by_class == pytest.approx(own)
     assert row(found, "control: change elsewhere", "sampled").by_class == pytest.approx(elsewhere)
 
-    # The sheet of pictures: a heading, then each row's label map, photo, reconstruction and sampled picture, and what is seen.
-    sheet = read(run_of(printed) / "evaluation" / "val-step-00000006.png")
-    rows = [sheet[20 + 132 * n : 148 + 132 * n, 4:] for n in range(len(examples))]
-    for number, row_of in enumerate(rows):
-        cells = [row_of[::4, 260 * n : 260 * n + 256 : 4] for n in range(7)]
-        assert np.array_equal(cells[1], photos[number])
-        assert np.array_equal(cells[3], reconstructed[number]) and np.array_equal(cells[5], sampled[number])
-        assert len(np.unique(cells[2].reshape(-1, 3), axis=0)) <= len(NAMES)
+    # The sheet of pictures, and what is seen in them.
+    folder = run_of(printed)
+    sheet = read_sheet(found.path(folder, ".png"))
+    titles = ("photo", "codes: photo", "codes: sampled")
+    assert sheet.places.columns == ("label", *(one for title in titles for one in (title, f"seen in {title}")))
+    assert sheet.places.names == tuple(example.stem for example in examples)
+    for number, of_example in enumerate(zip(photos, reconstructed, sampled, strict=True)):
+        for column, picture in zip((1, 3, 5), of_example, strict=True):
+            assert np.array_equal(cell(sheet, number, column), picture)
+            assert len(np.unique(cell(sheet, number, column + 1).reshape(-1, 3), axis=0)) <= len(NAMES)
+
+    # Each class in all its styles, where there is most of it.
+    strips = read_sheet(found.path(folder, "-strips.png"))
+    cars = strips.places.names.index("car")
+    most = max(examples, key=lambda example: int((example.label == 26).sum()))
+    captions = [place.caption for place in strips.places.cells[cars] if place is not None]
+    styles = FeatureClusters.load(run / "clusters.npz").classes[26]
+    assert captions == [most.stem, *(styles.title(n) for n in range(len(styles.centres)))] and "0 red" in captions
+    (picture,) = (one for e, one in zip(examples, painted("car=1"), strict=True) if e is most)
+    assert np.array_equal(cell(strips, cars, 2), images.fit_width(picture, 256))
+
+    # What it takes to find the same again.
+    assert found.arguments == (str(dataset), *map(str, chosen(judges)))
 
     assert found.step == 6 and found.left_out == {} and "SSIM" in printed and "left out" not in printed
 

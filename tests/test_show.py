@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pix2pixhd_cli import images
 from pix2pixhd_cli.evaluation import Evaluation, Row
 from tests.conftest import Command
 
@@ -38,7 +39,7 @@ def test_a_run_tells_how_far_it_is_and_what_comes_next(
     (tmp_path / "clusters.npz").rename(copy / "clusters.npz")
     row = Row(metric="PSNR (dB)", codes="photo", value=12.345, protocol={})
     Evaluation(version="1", step=6, model="m", averaged=False, split="val", data="d", rows=(row,)).save(
-        copy, np.zeros((2, 2, 3), np.uint8)
+        copy, images.grid([[np.zeros((2, 2, 3), np.uint8)]])
     )
     for where in (str(copy), f"file://{copy}"):
         said = p2phd("show", where)

@@ -34,6 +34,7 @@ LOSSY = ("JPEG", "MPO", "WEBP")
 JPEG_SCAN, MOST_SCANS = b"\xff\xda", 100  # Each scan goes over the whole picture; encoders make ten.
 MOST_TILE = 1 << 20  # Pixels; a tile is unpacked whole, however small the picture.
 INTEGER_MODES = ("1", "L", "P", "I;16", "I;16B", "I;16L", "I")
+NOTE, IDS32 = "p2phd", "ids32"  # The name of our notes in a PNG, and the one that makes four channels an id.
 # Pillow stretches grey levels of fewer than 8 bits to 0 … 255; dividing gives the ids back.
 STRETCH = {"L;2": 85, "L;4": 17}
 
@@ -78,7 +79,7 @@ def read_instance_map(path: Path, most: int = MOST_PIXELS, *, deep: bool = False
     """Read instance ids, int32 [H, W]. `deep` refuses 8-bit files, in which Cityscapes' ids cannot be."""
     with _opened(path, most) as picture:
         _refuse_lossy(path, picture, "an instance map")
-        if picture.mode == "RGBA" and picture.info.get("p2phd") == "ids32":
+        if picture.mode == "RGBA" and picture.info.get(NOTE) == IDS32:
             return _checked(path, np.ascontiguousarray(np.asarray(picture)).view("<i4")[..., 0])
         if picture.mode not in INTEGER_MODES:
             raise PictureError(path, f"is a {picture.mode} picture, not a map of instance ids")
@@ -107,20 +108,26 @@ def write_ids(path: Path, ids: NDArray[np.integer]) -> None:
         _write_png(path, Image.fromarray(ids.astype(np.uint8 if largest < 1 << 8 else np.uint16)))
         return
     picture = Image.fromarray(np.ascontiguousarray(ids.astype("<i4")).view(np.uint8).reshape(*ids.shape, 4), "RGBA")
-    _write_png(path, picture, ids32=True)
+    _write_png(path, picture, IDS32)
 
 
-def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
-    """Write uint8 [H, W] or [H, W, 3] as a PNG."""
-    _write_png(path, Image.fromarray(picture))
+def read_noted(path: Path, most: int = MOST_PIXELS) -> tuple[NDArray[np.uint8], str]:
+    """Read a picture, uint8 [H, W, 3], and the note that `write_picture` gave it; empty if there is none."""
+    with _opened(path, most) as picture:
+        return np.asarray(picture.convert("RGB")), str(picture.info.get(NOTE, ""))
 
 
-def _write_png(path: Path, picture: Image.Image, *, ids32: bool = False) -> None:
-    note = PngInfo()
-    if ids32:
-        note.add_text("p2phd", "ids32")
+def write_picture(path: Path, picture: NDArray[np.uint8], note: str = "") -> None:
+    """Write uint8 [H, W] or [H, W, 3] as a PNG; the note is text in it that is not seen."""
+    _write_png(path, Image.fromarray(picture), note)
+
+
+def _write_png(path: Path, picture: Image.Image, note: str = "") -> None:
+    notes = PngInfo()
+    if note:
+        notes.add_itxt(NOTE, note)
     with whole_file(path) as beside:
-        picture.save(beside, format="PNG", compress_level=1, compress_type=zlib.Z_RLE, pnginfo=note)
+        picture.save(beside, format="PNG", compress_level=1, compress_type=zlib.Z_RLE, pnginfo=notes)
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from sklearn.cluster import KMeans
 
 from pix2pixhd_cli import console, images
 from pix2pixhd_cli.data.dataset import DatasetSpec, Example
-from pix2pixhd_cli.data.pictures import write_picture
 from pix2pixhd_cli.data.records import PackedSplit
 from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.features import ClassStyles, FeatureClusters, FeatureCodes
@@ -66,7 +65,7 @@ def _cluster(folder: Run, packed: Location | str | None, chosen: Settings, names
     except P2PHDError as error:
         console.warn(f"no picture of the styles: {error} (if the packed data moved, name it after RUN)")
         return clusters
-    write_picture(run / "clusters.png", _picture(codes, clusters, spec, chosen, split))
+    _sheet(codes, clusters, spec, chosen, split).save(run / "clusters.png")
     console.info(f"wrote {folder.clusters}; look at {run / 'clusters.png'}")
     return clusters
 
@@ -116,22 +115,19 @@ def _report(clusters: FeatureClusters, spec: DatasetSpec) -> None:
         console.info(f"too small for styles of their own, painted with their mean code: {', '.join(without)}")
 
 
-def _picture(
+def _sheet(
     codes: FeatureCodes, clusters: FeatureClusters, spec: DatasetSpec, settings: Settings, split: PackedSplit
-) -> images.Picture:
+) -> images.Sheet:
     """Per class a row of styles, each shown by the real instances nearest to its centre."""
     shown = {i: s for i, s in clusters.classes.items() if len(s.centres)}
     chosen = {i: _nearest(codes, i, styles, settings.cluster.min_area) for i, styles in shown.items()}
     numbers = [number for of_class in chosen.values() for own in of_class for number in own]
     crops = _crops(codes, numbers, split, by_label=settings.encoder.pooling == "label")
-    rows = []
-    for identity, styles in shown.items():
-        cells: list[images.Picture | None] = []
-        for index, own in enumerate(chosen[identity]):
-            caption = f"{styles.title(index)}  ({styles.counts[index]})"
-            cells.append(images.caption(images.mosaic([crops[n] for n in own], CROP_SIDE, CROPS), caption))
-        rows.append(cells)
-    return images.grid(rows, names=[spec.class_name(identity) for identity in shown])
+    rows = [
+        [images.mosaic([crops[n] for n in own], CROP_SIDE, CROPS) for own in chosen[identity]] for identity in shown
+    ]
+    captions = [[f"{s.title(n)}  ({count})" for n, count in enumerate(s.counts)] for s in shown.values()]
+    return images.grid(rows, names=[spec.class_name(identity) for identity in shown], captions=captions)
 
 
 def _nearest(codes: FeatureCodes, identity: int, styles: ClassStyles, min_area: float) -> list[list[int]]:

@@ -14,7 +14,7 @@ from pix2pixhd_cli.data.dataset import DatasetSpec, Example, ExampleEntry, read_
 from pix2pixhd_cli.data.parts import digest
 from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.evaluation import Codes, Confusion, Evaluation, Row
-from pix2pixhd_cli.features import Choice, ClassStyles, FeatureClusters, Rule, Styler
+from pix2pixhd_cli.features import ClassStyles, FeatureClusters, Styler
 from pix2pixhd_cli.judges import (
     FeatureNetwork,
     Segmenter,
@@ -36,10 +36,11 @@ from pix2pixhd_cli.mirror import EVALUATING, PAINTING, at_any_place
 from pix2pixhd_cli.painting import Painter, Request, gathered
 from pix2pixhd_cli.perceptual_weights import VggFile, read_vgg
 from pix2pixhd_cli.runs import Run, step_of
-from pix2pixhd_cli.settings import EvaluateSettings, Settings, load_settings, whole_number
+from pix2pixhd_cli.settings import EvaluateSettings, Settings, flags, load_settings, whole_number
 from pix2pixhd_cli.urls import Location, locate
 
 SHOWN = 6  # Examples in the sheet of pictures, at the most: neighbours are often alike.
+WIDEST, STRIP_WIDTH = 1024, 256  # Of pictures in sheets, in pixels.
 STYLED = 20  # Examples, at the most, in which each class's styles are compared.
 
 
@@ -72,6 +73,51 @@ class Tally:
             self.close[example.stem] = closeness(picture, example.photo, judges.distance)
 
 
+class Album:
+    """What there is to look at: some examples whole and, of each class, which example has most of it."""
+
+    def __init__(self, examples: "Examples", judges: Judges) -> None:
+        self._classes, self._segmenter = examples.spec.classes, judges.segmenter
+        self._shown = {entry.stem for entry in examples.entries[:: -(-len(examples) // SHOWN)]}
+        self._rows: dict[str, list[tuple[str, Picture]]] = {}  # By stem: pictures with their titles.
+        self._most: dict[int, tuple[int, str]] = {}
+
+    def add(self, example: Example, title: str, picture: Picture) -> None:
+        """Keep an example's picture, if it is one of those that are shown."""
+        if example.stem in self._shown:
+            assert example.photo is not None
+            if example.stem not in self._rows:
+                label = images.colour_labels(example.label, self._classes)
+                self._rows[example.stem] = [("label", _shrunk(label)), *self._views("photo", example.photo)]
+            self._rows[example.stem] += self._views(title, picture)
+
+    def count(self, example: Example) -> None:
+        """Take note of how many pixels an example has of each class."""
+        ids, counts = np.unique(example.label if example.label.ndim == 2 else -1, return_counts=True)
+        for identity, pixels in zip(ids.tolist(), counts.tolist(), strict=True):
+            self._most[identity] = max(self._most.get(identity, (0, "")), (pixels, example.stem))
+
+    def fullest(self, identity: int) -> str | None:
+        """The stem of the example that has most of a class, if any has."""
+        return self._most.get(identity, (0, None))[1]
+
+    def sheet(self) -> images.Sheet:
+        """A row for each example that is shown."""
+        stems = sorted(self._rows)
+        rows = [[picture for _, picture in self._rows[stem]] for stem in stems]
+        titles = [title for title, _ in self._rows[stems[0]]]
+        return images.grid(rows, titles, stems, max(1, 256 // rows[0][0].shape[1]))
+
+    def _views(self, title: str, picture: Picture) -> list[tuple[str, Picture]]:
+        """A picture, and what the segmenter sees in it; what is none of our classes is black."""
+        if self._segmenter is None:
+            return [(title, _shrunk(picture))]
+        seen = self._segmenter(picture)
+        colours = images.colour_labels(np.maximum(seen, 0), self._classes)
+        colours = np.where((seen < 0)[..., None], np.uint8(0), colours)
+        return [(title, _shrunk(picture)), (f"seen in {title}", _shrunk(colours))]
+
+
 class Examples:
     """The examples of a split that have photos, read when they are needed."""
 
@@ -92,7 +138,14 @@ class Examples:
 
     def __iter__(self) -> Iterator[Example]:
         for entry in self.entries:
-            yield read_example(self.dataset, self.spec, self.split, entry)
+            yield self._read(entry)
+
+    def read(self, stem: str) -> Example:
+        """One of them."""
+        return self._read(next(entry for entry in self.entries if entry.stem == stem))
+
+    def _read(self, entry: ExampleEntry) -> Example:
+        return read_example(self.dataset, self.spec, self.split, entry)
 
     @property
     def sizes(self) -> str:
@@ -142,8 +195,8 @@ def _evaluate(run: Path, dataset: Path, chosen: Settings) -> list[Evaluation]:
             batch_size=chosen.evaluate.batch_size,
             devices=chosen.evaluate.devices,
         )
-        one, sheet = _evaluate_one(painter, examples, judges, truth, chosen.evaluate)
-        path = one.save(run, sheet)
+        one, sheet, strips = _evaluate_one(painter, examples, judges, truth, chosen.evaluate)
+        path = one.save(run, sheet, strips)
         found.append(one)
         _show(one)
         console.info(f"wrote {path}; look at {path.with_suffix('.png')}")
@@ -219,26 +272,25 @@ def _judges(settings: Settings, spec: DatasetSpec) -> Judges:
 
 def _evaluate_one(
     painter: Painter, examples: Examples, judges: Judges, truth: Tally, settings: EvaluateSettings
-) -> tuple[Evaluation, Picture]:
-    """Judge the pictures of one checkpoint, and show some of them."""
+) -> tuple[Evaluation, images.Sheet, images.Sheet | None]:
+    """Judge the pictures of one checkpoint; with sheets of some of them, and of classes in all their styles."""
     styler, left_out = _styler(painter, settings)
     ways = _ways(painter, styler)
     tallies: dict[Codes, Tally] = {codes: Tally() for codes in ways}
     varied: list[float] = []
-    kept: dict[str, list[tuple[str, Picture]]] = {}  # Of some examples, by stem: pictures with their titles.
-    shown = {entry.stem for entry in examples.entries[:: -(-len(examples) // SHOWN)]}
+    album = Album(examples, judges)
     with console.progress(f"judging step {painter.step}", len(examples)) as bar:
         for group in gathered(examples, lambda example: painter.padded_size(example.label), painter.most):
             for codes, request in ways.items():
                 pictures = painter.paint_all([request(example, 0) for example in group])
                 for example, picture in zip(group, pictures, strict=True):
                     tallies[codes].see(picture, example, judges)
-                    if example.stem in shown:
-                        kept.setdefault(example.stem, _given(example, judges, examples.spec))
-                        kept[example.stem] += _views(f"codes: {codes}", picture, judges, examples.spec)
+                    album.add(example, f"codes: {codes}", picture)
                 if codes == "sampled" and judges.distance is not None:
                     others = painter.paint_all([request(example, 1) for example in group])
                     varied += [judges.distance(*pair) for pair in zip(pictures, others, strict=True)]
+            for example in group:
+                album.count(example)
             bar.advance(bar.task_ids[0], len(group))
     base = {"size": examples.sizes, "pictures": str(len(examples))}
     rows = [row for codes, tally in tallies.items() for row in _rows(codes, tally, truth, judges, examples, base)]
@@ -250,8 +302,10 @@ def _evaluate_one(
         rows.append(
             Row(metric="diversity: perceptual distance", codes="sampled", value=float(np.mean(varied)), protocol=note)
         )
+    strips = None
     if styler is not None:
         rows += _control(painter, styler, examples, base)
+        strips = _strips(painter, styler, examples, album)
     found = Evaluation(
         version=__version__,
         step=painter.step,
@@ -259,12 +313,13 @@ def _evaluate_one(
         averaged=painter.averaged,
         split=examples.split,
         data=examples.digest,
+        arguments=(str(examples.dataset), *flags(painter.settings, "evaluate")),
         rows=tuple(rows),
         confusions=tuple(_confusions(tallies, truth, judges, examples)),
         examples={stem: close["psnr"] for stem, close in next(iter(tallies.values())).close.items()},
         left_out=left_out | _without(judges, len(examples), styled=styler is not None),
     )
-    return found, _sheet(kept)
+    return found, album.sheet(), strips
 
 
 def _without(judges: Judges, count: int, *, styled: bool) -> dict[str, str]:
@@ -281,29 +336,6 @@ def _without(judges: Judges, count: int, *, styled: bool) -> dict[str, str]:
     if judges.segmenter is None:
         found["pixel accuracy and mean IoU"] = "--segmenter adds them"
     return found
-
-
-def _given(example: Example, judges: Judges, spec: DatasetSpec) -> list[tuple[str, Picture]]:
-    """What an example comes with: its label map and its photo."""
-    assert example.photo is not None
-    label = images.colour_labels(example.label, spec.classes)
-    return [("label", label), *_views("photo", example.photo, judges, spec)]
-
-
-def _views(title: str, picture: Picture, judges: Judges, spec: DatasetSpec) -> list[tuple[str, Picture]]:
-    """A picture, and what the segmenter sees in it; what is none of our classes is black."""
-    if judges.segmenter is None:
-        return [(title, picture)]
-    seen = judges.segmenter(picture)
-    colours = np.where((seen < 0)[..., None], np.uint8(0), images.colour_labels(np.maximum(seen, 0), spec.classes))
-    return [(title, picture), ("seen in it", colours)]
-
-
-def _sheet(kept: Mapping[str, Sequence[tuple[str, Picture]]]) -> Picture:
-    """The pictures that were kept, a row for each example."""
-    rows = [[picture for _, picture in kept[stem]] for stem in sorted(kept)]
-    titles = [title for title, _ in next(iter(kept.values()))]
-    return images.grid(rows, titles, scale=max(1, 256 // rows[0][0].shape[1]))
 
 
 def _styler(painter: Painter, settings: EvaluateSettings) -> tuple[Styler | None, dict[str, str]]:
@@ -411,8 +443,8 @@ def _control(painter: Painter, styler: Styler, examples: Examples, base: dict[st
             styles = styler.clusters.classes.get(identity)
             if styles is None or len(styles.centres) < 2 or len(inside[identity]) == STYLED:
                 continue
-            pair = [painter.styled(example, styler, [_choice(identity, n)]) for n in _commonest(styles)]
-            one, other = (picture.astype(float) for picture in painter.paint_all(pair))
+            pair = painter.paint_all(painter.in_styles(example, styler, identity, _commonest(styles)))
+            one, other = (picture.astype(float) for picture in pair)
             change, own = np.abs(one - other).mean(-1), example.label == identity
             inside[identity].append(float(change[own].mean()))
             outside[identity].append(float(change[~own].mean()) if not own.all() else 0.0)
@@ -432,8 +464,28 @@ def _control(painter: Painter, styler: Styler, examples: Examples, base: dict[st
         )
 
 
-def _choice(identity: int, style: int) -> Rule:
-    return Rule("control", identity, None, Choice("cluster", style))
+def _strips(painter: Painter, styler: Styler, examples: Examples, album: Album) -> images.Sheet | None:
+    """Each class in all of its styles, in the example that has most of it."""
+    assert styler.clusters is not None
+    rows, names, captions = [], [], []
+    for identity, styles in styler.clusters.classes.items():
+        stem = album.fullest(identity)
+        if stem is None or len(styles.centres) < 2:
+            continue
+        example, numbers = examples.read(stem), range(len(styles.centres))
+        if identity not in painter.instances(example.label, example.instance).values():
+            continue
+        painted = painter.paint_all(painter.in_styles(example, styler, identity, numbers))
+        label = images.colour_labels(example.label, examples.spec.classes)
+        rows.append([images.fit_width(picture, STRIP_WIDTH) for picture in (label, *painted)])
+        names.append(examples.spec.class_name(identity))
+        captions.append([stem, *(styles.title(n) for n in numbers)])
+    return images.grid(rows, names=names, captions=captions) if rows else None
+
+
+def _shrunk(picture: Picture) -> Picture:
+    """No wider than a sheet has room for."""
+    return images.fit_width(picture, WIDEST) if picture.shape[1] > WIDEST else picture
 
 
 def _commonest(styles: ClassStyles) -> list[int]:

@@ -19,10 +19,8 @@ from pix2pixhd_cli.data.parts import Parts, digest_of_files, share, which_part
 from pix2pixhd_cli.data.pictures import PictureError, write_picture
 from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.features import (
-    Choice,
     ClassStyles,
     FeatureClusters,
-    Rule,
     Styler,
     parse_rules,
     style_index,
@@ -170,20 +168,19 @@ def _paint(
     for scene in scenes:
         requests.append(painter.styled(scene, styler))
         for _, styles, identity in _present(painter, scene, shown):
-            rules = [Rule("--all-codes", identity, None, Choice("cluster", n)) for n in range(len(styles.centres))]
-            requests += [painter.styled(scene, styler, [rule]) for rule in rules]
+            requests += painter.in_styles(scene, styler, identity, range(len(styles.centres)))
     painted = iter(painter.paint_all(requests))
     for scene in scenes:
         picture = next(painted)
         colours = images.colour_labels(scene.label, painter.spec.classes)
         if settings.grid:
             path = out / "grids" / f"{scene.stem}.png"
-            write_picture(path, images.grid([[colours, picture]], ["label", "generated"]))
+            images.grid([[colours, picture]], ["label", "generated"]).save(path)
             yield path
         for name, styles, _ in _present(painter, scene, shown):
             titles = [f"{name} {styles.title(n)}" for n in range(len(styles.centres))]
             path = out / "strips" / plain_name(f"{scene.stem}-{name}.png")
-            write_picture(path, images.grid([[colours, *islice(painted, len(titles))]], ["label", *titles]))
+            images.grid([[colours, *islice(painted, len(titles))]], ["label", *titles]).save(path)
             yield path
         path = out / f"{scene.stem}.png"
         write_picture(path, picture)

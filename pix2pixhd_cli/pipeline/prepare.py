@@ -632,8 +632,7 @@ def _write_contact_sheet(dataset: Path, spec: DatasetSpec) -> None:
             ]
             rows.append([cell if cell is None else images.fit_width(cell, CELL_WIDTH) for cell in cells])
             names.append(f"{split}: {entry.stem}")
-    sheet = images.grid(rows, ["label", "boundary", "photo"], names)
-    pictures.write_picture(dataset / CONTACT_SHEET, sheet)
+    images.grid(rows, ["label", "boundary", "photo"], names).save(dataset / CONTACT_SHEET)
 
 
 def _report(recipe: Recipe, spec: DatasetSpec, records: Sequence[Record], dataset: Path) -> None:

@@ -291,6 +291,31 @@ def show(
     show(thing)
 
 
+@app.command(rich_help_panel="How good it is")
+def report(
+    runs: Annotated[
+        list[str],
+        typer.Argument(help="One run, or several to compare, or their URLs.", metavar="RUN", show_default=False),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FILE.html",
+            help="File to write; by default RUN/report.html or, of several, report.html here.",
+        ),
+    ] = None,
+) -> None:
+    """Write a page that shows a run, or compares several (extra: report).
+
+    p2phd report run
+    """
+    _start_engine()
+    from pix2pixhd_cli.pipeline.report import report
+
+    report(*runs, out=out)
+
+
 @app.command("import", rich_help_panel="Between codes")
 def import_(
     checkpoint: Annotated[Path, _here("Folder with the reference's latest_net_G.pth.", "CHECKPOINT_DIR")],

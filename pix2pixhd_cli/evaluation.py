@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -41,6 +41,11 @@ class Row(Frozen):
     def shown(self) -> str:
         """The number, with its deviation."""
         return f"{self.value:.4g}" + (f" ± {self.deviation:.2g}" if self.deviation is not None else "")
+
+    @property
+    def shown_protocol(self) -> str:
+        """How it was found, in a line; the file has checksums whole."""
+        return ", ".join(f"{name} {text[:12] if name == 'sha256' else text}" for name, text in self.protocol.items())
 
 
 class Confusion(Frozen):
@@ -83,6 +88,38 @@ class Evaluation(Frozen):
             strips.save(self.path(run, "-strips.png"))
         write_text(self.path(run), seal(self.model_dump(mode="json")))
         return self.path(run)
+
+
+class Line(NamedTuple):
+    """A number of several evaluations. rows: it, as each of them has it. best: which of them has the best, if one can tell."""
+
+    metric: str
+    codes: Codes
+    rows: tuple[Row | None, ...]
+    best: int | None
+
+    @property
+    def shown(self) -> list[str]:
+        """Each value, the best one with a star."""
+        stars = [" *" if n == self.best else "" for n in range(len(self.rows))]
+        return [row.shown + star if row is not None else "" for row, star in zip(self.rows, stars, strict=True)]
+
+
+def side_by_side(found: Sequence[Evaluation]) -> list[Line]:
+    """Every number that an evaluation has; there is no best one of those found by other protocols or on other examples."""
+    lines = []
+    for metric, codes in dict.fromkeys((row.metric, row.codes) for one in found for row in one.rows):
+        rows = [next((r for r in one.rows if (r.metric, r.codes) == (metric, codes)), None) for one in found]
+        known = {n: row for n, row in enumerate(rows) if row is not None}
+        first = next(iter(known.values()))
+        alike = all(row.protocol == first.protocol and found[n].data == found[0].data for n, row in known.items())
+        sign, best = {"higher": 1, "lower": -1, "": 0}[first.better], None
+        if sign and alike and codes != "real" and len(known) > 1:
+            ranks = {n: sign * row.value for n, row in known.items()}
+            leaders = [n for n, rank in ranks.items() if rank == max(ranks.values())]
+            best = leaders[0] if len(leaders) == 1 else None
+        lines.append(Line(metric, codes, tuple(rows), best))
+    return lines
 
 
 def read_evaluations(run: Path) -> Sequence[Evaluation]:

@@ -46,6 +46,7 @@ STYLES = (*DESCRIPTION, "features.npz", "clusters.npz", "clusters.png")
 START = (*DESCRIPTION, f"{NEWEST}{NETWORKS}")
 EVALUATING = (*PAINTING, f"{EVERY}{NETWORKS}", f"{EVERY}{SCORE}")
 SHOWING = (*PAINTING, "features.npz", "metrics.jsonl", "evaluation/*", f"{EVERY}{SCORE}")
+REPORTING = (*SHOWING, "clusters.png", "samples/*")
 GOING_ON = (*MODEL, "metrics.jsonl", *(f"{EVERY}{file}" for file in (NETWORKS, TRAINING, SCORE)))
 # The order in which a run makes its files; all others come between.
 FIRST = ("dataset.json", "sources.json", "settings.json")

@@ -351,6 +351,7 @@ class TrainSettings(Section):
     )
     patience: int = Field(0, ge=0, description="Stop after so many evaluations in a row without a better one; 0 never.")
     tensorboard: bool = Field(False, description="Also write TensorBoard logs (extra: tensorboard).")
+    report: bool = Field(True, description="At the end write RUN/report.html, as `p2phd report` does (extra: report).")
 
 
 class EncodeSettings(Section):
@@ -492,7 +493,7 @@ NETWORK_SECTIONS = ("generator", "discriminator", "encoder")
 CHANGEABLE = (
     "epochs", "decay_epochs", "batch_size", "accumulate", "devices", "join_minutes", "perceptual_weights", "recompute",
     "log_every", "sample_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "model", "tensorboard",
-    "evaluate_every", "patience",
+    "report",     "evaluate_every", "patience",
 )  # fmt: skip
 SAVED_SECTIONS = (*NETWORK_SECTIONS, "loss", "train", "cluster")
 

@@ -37,6 +37,7 @@ TINY = {
         "sample_every": 100,
         "checkpoint_every": 2,
         "log_every": 1,
+        "report": False,
     },
 }
 

@@ -28,7 +28,10 @@ def cell(sheet: Sheet, row: int, column: int) -> NDArray[np.uint8]:
 @pytest.mark.parametrize("scale", [1, 3])
 def test_a_sheet_knows_its_pictures(tmp_path: Path, scale: int) -> None:
     chance = np.random.default_rng(1)
-    rows = [[noise(chance, 9, 20), None, noise(chance, 30, 40)], [noise(chance, 12, 60)]]
+    rows: list[list[NDArray[np.uint8] | None]] = [
+        [noise(chance, 9, 20), None, noise(chance, 30, 40)],
+        [noise(chance, 12, 60)],
+    ]
     names, captions = ["über", "unter"], [["a", "", "c"], ["d"]]
     images.grid(rows, ["one", "two"], names, scale, captions).save(tmp_path / "sheet.png")
     sheet = read_sheet(tmp_path / "sheet.png")

@@ -1,7 +1,7 @@
 """`p2phd evaluate`: how good a run's pictures are, in numbers that say how they were found."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -13,7 +13,7 @@ from pix2pixhd_cli import __version__, console, images
 from pix2pixhd_cli.data.dataset import DatasetSpec, Example, ExampleEntry, read_example, read_spec
 from pix2pixhd_cli.data.parts import digest
 from pix2pixhd_cli.errors import P2PHDError
-from pix2pixhd_cli.evaluation import Codes, Confusion, Evaluation, Row
+from pix2pixhd_cli.evaluation import Codes, Confusion, Evaluation, Row, side_by_side
 from pix2pixhd_cli.features import ClassStyles, FeatureClusters, Styler
 from pix2pixhd_cli.judges import (
     FeatureNetwork,
@@ -203,14 +203,15 @@ def _evaluate(run: Path, dataset: Path, chosen: Settings) -> list[Evaluation]:
     for name, advice in found[-1].left_out.items():
         console.info(f"left out: {name}; {advice}")
     if len(found) > 1:
-        _compare(found)
+        rows = [(line.metric, line.codes, *line.shown) for line in side_by_side(found) if line.codes != "real"]
+        console.table("By step (* is the best)", ["metric", "codes", *(str(one.step) for one in found)], rows)
     return found
 
 
 def _show(found: Evaluation) -> None:
     """Print all numbers, then how they were found, and those that there are of each class."""
-    notes = list(dict.fromkeys(_protocol(row) for row in found.rows))
-    cells = [(r.metric, r.codes, r.shown, r.better, str(1 + notes.index(_protocol(r)))) for r in found.rows]
+    notes = list(dict.fromkeys(row.shown_protocol for row in found.rows))
+    cells = [(r.metric, r.codes, r.shown, r.better, str(1 + notes.index(r.shown_protocol))) for r in found.rows]
     console.table(f"Step {found.step}, {found.split!r}", ["metric", "codes", "value", "better", "note"], cells)
     for number, note in enumerate(notes, 1):
         console.info(f"{number}: {note}")
@@ -219,24 +220,6 @@ def _show(found: Evaluation) -> None:
         names = dict.fromkeys(name for row in split for name in row.by_class)
         shown = [(name, *(f"{r.by_class[name]:.4g}" if name in r.by_class else "" for r in split)) for name in names]
         console.table("By class", ["class", *(f"{row.metric}, {row.codes}" for row in split)], shown)
-
-
-def _protocol(row: Row) -> str:
-    """A row's protocol in a line; the file has checksums whole."""
-    return ", ".join(f"{name} {text[:12] if name == 'sha256' else text}" for name, text in row.protocol.items())
-
-
-def _compare(found: Sequence[Evaluation]) -> None:
-    """Show each number at every step, with a mark at the best."""
-    names = [(row.metric, row.codes) for row in found[-1].rows if row.codes != "real"]
-    table = []
-    for name in names:
-        values = {one.step: row for one in found for row in one.rows if (row.metric, row.codes) == name}
-        sign = {"higher": 1, "lower": -1}.get(next(iter(values.values())).better, 0)
-        best = max(values, key=lambda step: sign * values[step].value) if sign and len(values) > 1 else None
-        cells = [f"{values[e.step].shown}{' *' if e.step == best else ''}" if e.step in values else "" for e in found]
-        table.append((*name, *cells))
-    console.table("By step (* is the best)", ["metric", "codes", *(str(one.step) for one in found)], table)
 
 
 def _checkpoints(run: Run, asked: str | None) -> list[Path | None]:

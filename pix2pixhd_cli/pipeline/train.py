@@ -18,7 +18,8 @@ from pix2pixhd_cli.mirror import DESCRIPTION, START, training_copy, working_copy
 from pix2pixhd_cli.model.build import build_model, side_multiple, smallest_side
 from pix2pixhd_cli.model.pix2pixhd import Pix2PixHD
 from pix2pixhd_cli.perceptual_weights import VggFile, cached_imagenet, read_vgg
-from pix2pixhd_cli.runs import Run, Sources
+from pix2pixhd_cli.pipeline.report import INSTALL, is_installed, report
+from pix2pixhd_cli.runs import Run, Sources, told
 from pix2pixhd_cli.settings import (
     NETWORK_SECTIONS,
     Settings,
@@ -100,6 +101,19 @@ def train(
                 if team.is_chief and folder.exists != going_on:
                     raise P2PHDError(f"{folder.folder}: another process began it just now; start again")
                 _train(job, team)
+    if is_chief() and chosen.train.report:
+        _report(run)
+
+
+def _report(run: Location | str) -> None:
+    """Write a trained run's report, if its extra is installed; what is wrong with it is no error of the training."""
+    if not is_installed():
+        console.info(f"no report of it: {INSTALL} adds what that takes, and `p2phd report {run}` writes it")
+        return
+    try:
+        report(run)
+    except (P2PHDError, OSError) as error:
+        console.warn(f"{told(error)}; no report was written")
 
 
 def _train(job: Job, team: Team) -> None:

@@ -493,7 +493,7 @@ NETWORK_SECTIONS = ("generator", "discriminator", "encoder")
 CHANGEABLE = (
     "epochs", "decay_epochs", "batch_size", "accumulate", "devices", "join_minutes", "perceptual_weights", "recompute",
     "log_every", "sample_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "model", "tensorboard",
-    "report",     "evaluate_every", "patience",
+    "report", "evaluate_every", "patience",
 )  # fmt: skip
 SAVED_SECTIONS = (*NETWORK_SECTIONS, "loss", "train", "cluster")
 

@@ -107,7 +107,8 @@ function showSamples() {
   slider.addEventListener("input", () => { stop(); show(); });
   one("#play").addEventListener("click", () => {
     if (playing) { stop(); return; }
-    if (Number(slider.value) === steps.length - 1) slider.value = -1;
+    if (Number(slider.value) === steps.length - 1) slider.value = 0;
+    show();
     one("#play").textContent = "stop";
     playing = setInterval(() => {
       slider.value = Number(slider.value) + 1;

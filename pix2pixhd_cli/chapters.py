@@ -88,6 +88,11 @@ class Chapter:
                     found[stem].fakes[step_of(path.with_suffix(""))] = cells["fake"]
         return found
 
+    @property
+    def sampled(self) -> int:
+        """After how many steps samples are shown."""
+        return len({step for reel in self.reels.values() for step in reel.fakes})
+
     def pictures(self, evaluation: Evaluation) -> dict[str, dict[str, Shown]]:
         """The examples that an evaluation shows: by stem, pictures by title."""
         return dict(_rows(evaluation.path(self.run.folder, ".png")))

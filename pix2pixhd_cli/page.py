@@ -25,6 +25,7 @@ def render(**values: Any) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     parts = {"style": _plain("report.css"), "script": _plain("report.js"), "library": Markup(library())}
     return MARK + "\n" + environment.get_template("report.html").render(**parts, **values)

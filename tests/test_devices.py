@@ -41,7 +41,7 @@ NETWORKS: dict[str, dict[str, object]] = {
     "encoder": {"filters": 4, "downsamplings": 2},
     "loss": {"reconstruction": 1.0},
 }
-TRAINED: dict[str, object] = {"decay_epochs": 0, "sample_every": 100, "log_every": 1}
+TRAINED: dict[str, object] = {"decay_epochs": 0, "sample_every": 100, "log_every": 1, "report": False}
 
 
 @pytest.fixture(autouse=True)

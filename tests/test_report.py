@@ -119,13 +119,13 @@ def test_the_slider_goes_through_the_samples(opened: Opened, told: Path) -> None
     data = json.loads(opened.page.locator("#samples-data").text_content() or "")
     assert data["steps"] == [0, 6]
     sheet = read_sheet(Run(told).sample(6))
-    assert [one["stem"] for one in data["fakes"]] == list(sheet.places.names)
+    assert [one["stem"] for one in data["frames"]] == list(sheet.places.names)
     seen = {}
     for place, step in enumerate(data["steps"]):
         opened.slide("#step", place)
         assert opened.text("#step-shown") == str(step)
         seen[step] = opened.page.locator(".reel .over").first.get_attribute("src")
-        assert seen[step] == data["fakes"][0]["frames"][place][1]
+        assert seen[step] == data["frames"][0]["fakes"][place][1]
     assert seen[0] != seen[6]
     opened.page.locator("#play").click()
     for step in data["steps"]:

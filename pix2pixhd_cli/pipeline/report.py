@@ -1,24 +1,25 @@
 """`p2phd report`: one page that shows a run, or several side by side."""
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pix2pixhd_cli import __version__, console, overview
 from pix2pixhd_cli.data.files import write_text
 from pix2pixhd_cli.errors import P2PHDError
-from pix2pixhd_cli.evaluation import Evaluation, side_by_side
+from pix2pixhd_cli.evaluation import Evaluation, Line, Row, side_by_side
 from pix2pixhd_cli.mirror import REPORTING, working_copy
 from pix2pixhd_cli.settings import SAVED_SECTIONS, Settings, fields, flag_name
 from pix2pixhd_cli.urls import Location, locate
 from pix2pixhd_cli.validation import PREFIX
 
 if TYPE_CHECKING:
-    from pix2pixhd_cli.chapters import Chapter
+    from pix2pixhd_cli.chapters import Chapter, Gallery, Reel
+    from pix2pixhd_cli.page import Shown
 
 NAME = "report.html"
 DASHES = {"sampled": "dot", "real": "dash"}  # Of lines, by codes.
@@ -39,6 +40,71 @@ LOGGED = {
     "loss_scale": "scale of losses in half precision",
     "skipped": "steps skipped, since gradients were too large for half precision",
 }
+
+
+class Chart(NamedTuple):
+    """A chart, as Plotly has it, with what there is to say of it."""
+
+    name: str
+    note: str
+    figure: dict[str, Any]
+
+
+class Samples(NamedTuple):
+    """Samples over time: each example's reels by run, all steps, and for the page's script what was painted after which."""
+
+    examples: dict[str, list[tuple["Chapter", "Reel"]]]
+    steps: list[int]
+    frames: list[dict[str, Any]]
+
+
+class Split(NamedTuple):
+    """What was found on a split. columns: of its table of numbers. protocols: of these, each once."""
+
+    name: str
+    columns: list[str]
+    lines: list[Line]
+    protocols: list[str]
+    by_step: list[Chart]
+    by_class: list[tuple["Chapter", Row]]
+    pictures: dict[str, dict[str, "Shown"]]
+    confusions: list[tuple["Chapter", str, dict[str, Any]]]
+    strips: list[tuple["Chapter", "Gallery"]]
+
+    @property
+    def classes(self) -> list[str]:
+        """Those that there are numbers of."""
+        return list(dict.fromkeys(name for _, row in self.by_class for name in row.by_class))
+
+    @property
+    def titles(self) -> list[str]:
+        """What pictures there are of an example."""
+        return list(dict.fromkeys(title for pictures in self.pictures.values() for title in pictures))
+
+    @property
+    def generated(self) -> str:
+        """The first of them that a run painted."""
+        return next((title for title in self.titles if "codes: " in title), "photo")
+
+
+class Setting(NamedTuple):
+    """A setting, as each run has it."""
+
+    section: str
+    flag: str
+    help: str
+    default: object
+    values: list[object]
+
+    @property
+    def differs(self) -> bool:
+        """Whether not all runs have the same."""
+        return any(value != self.values[0] for value in self.values)
+
+    @property
+    def odd(self) -> bool:
+        """Whether a run has not the default."""
+        return any(value != self.default for value in self.values)
 
 
 def report(*runs: Location | str, out: Path | None = None) -> Location:
@@ -99,90 +165,82 @@ def _page(chapters: Sequence["Chapter"]) -> str:
         samples=_samples(chapters),
         splits=[_split(chapters, split) for split in splits],
         curves=_curves(chapters),
-        sizes=overview.sizes,
-        command=shlex.join(["p2phd", "report", *(chapter.place for chapter in chapters)]),
-        shown=_shown,
         settings=_settings([chapter.settings for chapter in chapters]),
+        command=shlex.join(["p2phd", "report", *(chapter.place for chapter in chapters)]),
+        sizes=overview.sizes,
+        shown=_shown,
     )
 
 
-def _samples(chapters: Sequence["Chapter"]) -> dict[str, Any]:
-    """Samples by example: label map, photo, and each run's fakes by step."""
+def _samples(chapters: Sequence["Chapter"]) -> Samples:
     stems = dict.fromkeys(stem for chapter in chapters for stem in sorted(chapter.reels))
-    rows = {stem: [(one, one.reels[stem]) for one in chapters if stem in one.reels] for stem in stems}
-    fakes = [
-        {"run": chapter.number, "stem": stem, "frames": [(step, fake.uri) for step, fake in sorted(reel.fakes.items())]}
-        for stem, reels in rows.items()
+    examples = {stem: [(one, one.reels[stem]) for one in chapters if stem in one.reels] for stem in stems}
+    frames = [
+        {"run": chapter.number, "stem": stem, "fakes": [(step, fake.uri) for step, fake in sorted(reel.fakes.items())]}
+        for stem, reels in examples.items()
         for chapter, reel in reels
     ]
-    steps = {step for reels in rows.values() for _, reel in reels for step in reel.fakes}
-    return {"rows": rows, "fakes": fakes, "steps": sorted(steps)}
+    steps = {step for reels in examples.values() for _, reel in reels for step in reel.fakes}
+    return Samples(examples, sorted(steps), frames)
 
 
-def _split(chapters: Sequence["Chapter"], split: str) -> dict[str, Any]:
-    """All that was found on a split: numbers side by side, by class and by step, pictures, confusions and strips."""
+def _split(chapters: Sequence["Chapter"], name: str) -> Split:
+    """All that was found on a split: of one run at every step, of several at the newest of each."""
     from pix2pixhd_cli.charts import confusions
 
-    found = {chapter.number: [one for one in chapter.evaluations if one.split == split] for chapter in chapters}
-    newest = [(chapters[n], ones[-1]) for n, ones in found.items() if ones]
-    shown = newest if len(chapters) > 1 else [(chapters[0], one) for one in found[0]]
+    found = [(chapter, [one for one in chapter.evaluations if one.split == name]) for chapter in chapters]
+    newest = [(chapter, ones[-1]) for chapter, ones in found if ones]
+    shown = newest if len(chapters) > 1 else [(chapter, one) for chapter, ones in found for one in ones]
     lines = side_by_side([one for _, one in shown])
-    protocols = list(dict.fromkeys(row.shown_protocol for line in lines for row in line.rows if row is not None))
-    views: dict[str, dict[str, Any]] = {}
+    return Split(
+        name=name,
+        columns=[f"{_prefix(chapter, chapters)}step {one.step}" for chapter, one in shown],
+        lines=lines,
+        protocols=list(dict.fromkeys(row.shown_protocol for line in lines for row in line.rows if row is not None)),
+        by_step=_by_step(chapters, found),
+        by_class=[(chapter, row) for chapter, one in newest for row in one.rows if row.by_class],
+        pictures=_pictures(chapters, newest),
+        confusions=[(chapter, one.codes, confusions(one)) for chapter, of in newest for one in of.confusions],
+        strips=[(chapter, gallery) for chapter, one in newest if (gallery := chapter.strips(one))],
+    )
+
+
+def _prefix(chapter: "Chapter", chapters: Sequence["Chapter"]) -> str:
+    """What tells a run's things from those of others."""
+    return f"{chapter.name}, " if len(chapters) > 1 else ""
+
+
+def _pictures(
+    chapters: Sequence["Chapter"], newest: Sequence[tuple["Chapter", Evaluation]]
+) -> dict[str, dict[str, "Shown"]]:
+    """Pictures by example and title; runs share the label map, the photo, and what is seen in it."""
+    found: dict[str, dict[str, Shown]] = {}
     for chapter, one in newest:
         for stem, pictures in chapter.pictures(one).items():
-            own = {_view(chapter, title, len(chapters)): picture for title, picture in pictures.items()}
-            views[stem] = views.get(stem, {}) | own
-    titles = list(dict.fromkeys(title for pictures in views.values() for title in pictures))
-    return {
-        "name": split,
-        "columns": [
-            f"{chapter.name}, step {one.step}" if len(chapters) > 1 else f"step {one.step}" for chapter, one in shown
-        ],
-        "lines": lines,
-        "protocols": protocols,
-        "newest": newest,
-        "by_class": _by_class(newest),
-        "by_step": _by_step(chapters, found),
-        "views": views,
-        "titles": titles,
-        "left": next((title for title in titles if "codes: " in title), "photo"),
-        "confusions": [(chapter, one.codes, confusions(one)) for chapter, e in newest for one in e.confusions],
-        "strips": [(chapter, gallery) for chapter, one in newest if (gallery := chapter.strips(one))],
-    }
+            for title, picture in pictures.items():
+                own = _prefix(chapter, chapters) if "codes: " in title else ""
+                found.setdefault(stem, {}).setdefault(f"{own}{title}", picture)
+    return found
 
 
-def _view(chapter: "Chapter", title: str, count: int) -> str:
-    """What a picture is called beside those of other runs, which have the same label maps and photos."""
-    return title if count == 1 or title in ("label", "photo", "seen in photo") else f"{chapter.name}, {title}"
-
-
-def _by_class(newest: Iterable[tuple["Chapter", Evaluation]]) -> dict[str, Any]:
-    """The numbers that are means over classes, class by class."""
-    rows = [(chapter, row) for chapter, one in newest for row in one.rows if row.by_class]
-    names = dict.fromkeys(name for _, row in rows for name in row.by_class)
-    return {"columns": rows, "rows": [(name, [row.by_class.get(name) for _, row in rows]) for name in names]}
-
-
-def _by_step(chapters: Sequence["Chapter"], found: dict[int, list[Evaluation]]) -> list[dict[str, Any]]:
-    """A chart of each number that was found at several steps; what is found of photos is the same at all."""
+def _by_step(chapters: Sequence["Chapter"], found: Sequence[tuple["Chapter", Sequence[Evaluation]]]) -> list[Chart]:
+    """A chart of each number that was found at several steps."""
     from pix2pixhd_cli.charts import Curve, curves
 
     charts: dict[str, list[Curve]] = {}
-    for number, ones in found.items():
+    for chapter, ones in found:
         for line in side_by_side(ones):
             known = [(one.step, row) for one, row in zip(ones, line.rows, strict=True) if row is not None]
             if len(known) < 2:
                 continue
-            name = f"{chapters[number].name}, {line.codes}" if len(chapters) > 1 else line.codes
             steps, values = [step for step, _ in known], [row.value for _, row in known]
             deviations = [row.deviation or 0.0 for _, row in known] if known[0][1].deviation is not None else None
-            curve = Curve(name, number, steps, values, deviations, DASHES.get(line.codes, "solid"))
-            charts.setdefault(line.metric, []).append(curve)
-    return [{"name": metric, "note": "", "figure": curves(found)} for metric, found in charts.items()]
+            name, dash = f"{_prefix(chapter, chapters)}{line.codes}", DASHES.get(line.codes, "solid")
+            charts.setdefault(line.metric, []).append(Curve(name, chapter.number, steps, values, deviations, dash))
+    return [Chart(metric, "", curves(lines)) for metric, lines in charts.items()]
 
 
-def _curves(chapters: Sequence["Chapter"]) -> list[dict[str, Any]]:
+def _curves(chapters: Sequence["Chapter"]) -> list[Chart]:
     """A chart of each name that was logged."""
     from pix2pixhd_cli.charts import Curve, curves
 
@@ -191,28 +249,23 @@ def _curves(chapters: Sequence["Chapter"]) -> list[dict[str, Any]]:
     for name in (*(known for known in LOGGED if known in logged), *sorted(logged - LOGGED.keys())):
         lines = [Curve(one.name, one.number, *one.logged[name]) for one in chapters if name in one.logged]
         smooth = not name.startswith(PREFIX) and name != "learning_rate"
-        charts.append({"name": name, "note": LOGGED.get(name, ""), "figure": curves(lines, smooth=smooth)})
+        charts.append(Chart(name, LOGGED.get(name, ""), curves(lines, smooth=smooth)))
     return charts
 
 
-def _settings(found: Sequence[Settings]) -> list[dict[str, Any]]:
-    """Every setting that a run keeps, as each run has it. odd: it is not the default, or differs."""
-    rows = []
-    for section, name, field in fields():
-        if section in SAVED_SECTIONS:
-            values = [getattr(getattr(one, section), name) for one in found]
-            rows.append(
-                {
-                    "section": section,
-                    "flag": flag_name(section, name, own=section in ("train", "cluster")),
-                    "help": field.description,
-                    "default": field.get_default(),
-                    "values": values,
-                    "odd": any(value != field.get_default() for value in values),
-                    "differs": any(value != values[0] for value in values),
-                }
-            )
-    return rows
+def _settings(found: Sequence[Settings]) -> list[Setting]:
+    """Every setting that a run keeps, as each run has it."""
+    return [
+        Setting(
+            section=section,
+            flag=flag_name(section, name, own=section in ("train", "cluster")),
+            help=field.description or "",
+            default=field.get_default(),
+            values=[getattr(getattr(one, section), name) for one in found],
+        )
+        for section, name, field in fields()
+        if section in SAVED_SECTIONS
+    ]
 
 
 def _shown(value: object) -> str:

@@ -88,13 +88,13 @@ all(".wipe").forEach((wipe) => {
 function showSamples() {
   const found = one("#samples-data");
   if (!found) return;
-  const { steps, fakes } = JSON.parse(found.textContent), slider = one("#step");
+  const { steps, frames } = JSON.parse(found.textContent), slider = one("#step");
   const reels = new Map(all(".reel").map((reel) => [`${reel.dataset.run} ${reel.dataset.stem}`, one(".over", reel)]));
   const show = () => {
     const step = steps[slider.value];
     one("#step-shown").textContent = step.toLocaleString("en");
-    fakes.forEach(({ run, stem, frames }) => {
-      const newest = frames.findLast(([known]) => known <= step) || frames[0];
+    frames.forEach(({ run, stem, fakes }) => {
+      const newest = fakes.findLast(([known]) => known <= step) || fakes[0];
       reels.get(`${run} ${stem}`).src = newest[1];
     });
   };

@@ -70,6 +70,18 @@ class Chapter:
         }
         return {name: text for name, text in found.items() if text}
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What it was trained with, and checksums of what it was trained on."""
+        found, sources = dict(self.sources.environment), self.sources
+        if sources.threads is not None:
+            found["threads"] = str(sources.threads)
+        if sources.perceptual is not None:
+            found[sources.perceptual["file"]] = f"SHA-256 {sources.perceptual['sha256']}"
+        if sources.examples is not None:
+            found["examples"] = f"SHA-256 {sources.examples}"
+        return found
+
     @cached_property
     def sample_files(self) -> list[Path]:
         """Every sheet of samples, oldest first."""

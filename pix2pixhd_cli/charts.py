@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from html import escape
+from math import isfinite
 from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
@@ -30,12 +31,12 @@ def library() -> str:
 
 
 def curves(found: Sequence[Curve], *, smooth: bool = False) -> dict[str, Any]:
-    """Curves in one chart; `smooth` ones get a smoothed one each from the page."""
+    """Curves in one chart, with gaps where a value is no number; `smooth` ones get a smoothed one each from the page."""
     figure = go.Figure(layout={"template": "none"})
     for curve in found:
         figure.add_scatter(
             x=list(curve.steps),
-            y=[float(f"{value:.6g}") for value in curve.values],
+            y=[float(f"{value:.6g}") if isfinite(value) else None for value in curve.values],
             error_y={"array": list(curve.deviations), "thickness": 1} if curve.deviations is not None else None,
             mode="lines+markers" if len(curve.steps) <= MARKED and not smooth else "lines",
             line={"dash": curve.dash, "width": 2},

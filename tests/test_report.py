@@ -214,6 +214,18 @@ def test_runs_are_compared(browser: Browser, told: Path, packed: Path, tmp_path:
     opened.page.close()
 
 
+def test_a_loss_that_was_no_number_is_a_gap(browser: Browser, run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "g_gan": NaN}\n{"step": 8, "g_gan": Infinity}\n{"step": 9, "g_gan": 0.5}\n')
+    report(copy)
+    opened = Opened(browser, copy / "report.html")
+    assert opened.complaints == []
+    for values in opened.page.locator("#curves .plot").first.evaluate("plot => plot.data.map(trace => trace.y)"):
+        assert values[-3:-1] == [None, None] and None not in [*values[:-3], values[-1]]
+    opened.page.close()
+
+
 def page_of(folder: Path) -> str:
     """What is on a page beside scripts and pictures."""
     text = (folder / "report.html").read_text(encoding="utf-8")
@@ -311,6 +323,8 @@ def test_refusals(told: Path, tmp_path: Path, p2phd: Command, monkeypatch: pytes
     assert said.code == 1 and f"{mine}: is no report, and will not be written over" in said.err
     assert mine.read_text() == "<!doctype html> my own page"
     assert p2phd("report", told, "--out", tmp_path).code == 1
+    said = p2phd("report", told, told)
+    assert said.code == 1 and f"{told}: is named twice" in said.err
     said = p2phd("report", tmp_path)
     assert said.code == 1 and "no trained run here" in said.err
     monkeypatch.setattr("pix2pixhd_cli.pipeline.report.is_installed", lambda: False)

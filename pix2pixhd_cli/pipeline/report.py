@@ -114,13 +114,16 @@ def report(*runs: Location | str, out: Path | None = None) -> Location:
         runs: training runs.
         out: the file to write; by default `report.html` in the run or, of several, in the working folder.
 
-    Raises `P2PHDError` for what is no run, where the extra is missing, and rather than write over what is no report.
+    Raises `P2PHDError` for what is no run or is named twice, where the extra is missing, and rather than write over what is no
+    report.
     """
     if not is_installed():
         raise P2PHDError(f"a report needs its extra: {INSTALL}")
     from pix2pixhd_cli.chapters import Chapter
 
     places = [locate(run) for run in runs]
+    if twice := [place for n, place in enumerate(places) if place in places[:n]]:
+        raise P2PHDError(f"{twice[0]}: is named twice; name other runs to compare it with")
     target = out or (places[0] / NAME if len(places) == 1 else Path(NAME))
     with ExitStack() as stack:
         copies = [stack.enter_context(working_copy(place, REPORTING)) for place in places]

@@ -142,17 +142,17 @@ class Chapter:
         made = ["train", packed, self.place, *start, *flags(settings, "train", *NETWORK_SECTIONS, "loss")]
         if sources.imported is not None:
             made = ["import", str(sources.imported), self.place]
-        found = {
-            "train": made,
-            "encode": ["encode", self.place, *self._encoded],
-            "cluster": ["cluster", self.place, *flags(settings, "cluster"), *self._names],
-            "evaluate": [
-                "evaluate",
-                self.place,
-                *(self.evaluations[-1].arguments if self.evaluations else ("DATASET",)),
-            ],
-        }
-        return {name: shlex.join(["p2phd", *words]) for name, words in found.items()}
+        found = {"train": made}
+        if settings.encoder.enabled:
+            found["encode"] = ["encode", self.place, *self._encoded]
+            found["cluster"] = ["cluster", self.place, *flags(settings, "cluster"), *self._names]
+        plain = {name: shlex.join(["p2phd", *words]) for name, words in found.items()}
+        return plain | {"evaluate": self.evaluating(self.evaluations[-1] if self.evaluations else None)}
+
+    def evaluating(self, evaluation: Evaluation | None) -> str:
+        """The command that found this; without it, or where it is not known, the one that would."""
+        known = evaluation.arguments if evaluation is not None else ()
+        return shlex.join(["p2phd", "evaluate", self.place, *(known or ("DATASET",))])
 
     @property
     def _encoded(self) -> list[str]:

@@ -29,6 +29,7 @@ class _Unbroken(Console):
 out = _Unbroken(highlight=False)
 err = _Unbroken(stderr=True, highlight=False)
 PROBLEMS_SHOWN = 1000
+WIDE = 4  # Columns of a wide table that are shown at a time.
 NAMES: dict[str, str] = {}  # What folders are called instead of by their paths.
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -97,6 +98,17 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     for row in rows:
         view.add_row(*(plain(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in row))
     out.print(view)
+
+
+def wide_table(title: str, names: Sequence[str], columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Show a table whose rows begin with names, a few columns at a time and without rows that are empty there."""
+    for start in range(0, len(columns), WIDE):
+        own = slice(len(names) + start, len(names) + start + WIDE)
+        table(
+            title,
+            [*names, *columns[start : start + WIDE]],
+            [(*row[: len(names)], *row[own]) for row in rows if any(row[own])],
+        )
 
 
 def count(number: int, noun: str) -> str:

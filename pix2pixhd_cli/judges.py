@@ -72,13 +72,19 @@ class Segmenter:
         """The classes of ours that it can see."""
         return sorted(set(self.classes.values()))
 
+    def scale(self, height: int, width: int) -> float:
+        """How much larger it sees a picture of these sides: until the tighter one fits the network."""
+        if self.network.sides is None:
+            return 1.0
+        return max(side / own for side, own in zip(self.network.sides, (height, width), strict=True))
+
     def __call__(self, picture: Picture) -> NDArray[np.int32]:
         """Our class ids, int32 [H, W], of a picture of any size; -1 where it sees something else.
 
         A picture is scaled until its tighter side fits the network, and seen in as many pieces as the other side takes.
         """
         height, width = picture.shape[:2]
-        seen = _in_pieces(self.network, picture)
+        seen = _in_pieces(self.network, picture, self.scale(height, width))
         rows, columns = ((np.arange(n) + 0.5) * m / n for n, m in zip((height, width), seen.shape, strict=True))
         numbers = seen[rows.astype(int)[:, None], columns.astype(int)]
         table = np.full(int(max([numbers.max(initial=0), *self.classes])) + 1, NO_CLASS, np.int32)
@@ -86,11 +92,10 @@ class Segmenter:
         return table[numbers]
 
 
-def _in_pieces(network: Network, picture: Picture) -> NDArray[np.integer]:
-    """The numbers of a segmenter's classes, [H', W'], for the whole picture at the scale that fits the network."""
+def _in_pieces(network: Network, picture: Picture, scale: float) -> NDArray[np.integer]:
+    """The numbers of a segmenter's classes, [H', W'], for the whole picture at this scale, which fits the network."""
     if network.sides is None:
         return _numbers(network.apply(picture[None]))[0]
-    scale = max(side / own for side, own in zip(network.sides, picture.shape, strict=False))
     sides = [
         max(side, round(own * scale)) for side, own in zip(network.sides, picture.shape, strict=False)
     ]  # One of both is the network's own.

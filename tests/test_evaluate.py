@@ -336,6 +336,20 @@ def as_keras(sides: tuple[int | None, int | None]) -> Callable[[Path], Path]:
     return write
 
 
+def test_a_segmenter_says_how_far_it_enlarges(
+    run: Path, dataset: Path, judges: Path, evaluated: tuple[Evaluation, str], tmp_path: Path
+) -> None:
+    assert "beware" not in row(evaluated[0], "pixel accuracy", "real").protocol
+    values = {
+        "segmenter": str(as_keras((128, 40))(tmp_path)), "segmenter_input": "0..255", "limit": 1,
+        "segmenter_classes": str(judges / "table.csv"),
+    }  # fmt: skip
+    copy = shutil.copytree(run, tmp_path / "other")
+    (found,) = evaluate(copy, dataset, load_settings({"evaluate": values}, run=copy))
+    beware = "it sees pictures 4.0 times enlarged, and may judge their noise"
+    assert row(found, "pixel accuracy", "real").protocol["beware"] == beware
+
+
 @pytest.mark.parametrize(
     "make",
     [as_saved_model, as_tflite, as_onnx, as_keras((None, None)), as_keras((32, 32)), as_keras((32, 40))],

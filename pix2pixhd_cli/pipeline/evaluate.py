@@ -41,6 +41,7 @@ from pix2pixhd_cli.urls import Location, locate
 
 SHOWN = 6  # Examples in the sheet of pictures, at the most: neighbours are often alike.
 WIDEST, STRIP_WIDTH = 1024, 256  # Of pictures in sheets, in pixels.
+ENLARGED = 3.0  # Beyond this a segmenter sees what it was not trained on.
 STYLED = 20  # Examples, at the most, in which each class's styles are compared.
 
 
@@ -204,7 +205,7 @@ def _evaluate(run: Path, dataset: Path, chosen: Settings) -> list[Evaluation]:
         console.info(f"left out: {name}; {advice}")
     if len(found) > 1:
         rows = [(line.metric, line.codes, *line.shown) for line in side_by_side(found) if line.codes != "real"]
-        console.table("By step (* is the best)", ["metric", "codes", *(str(one.step) for one in found)], rows)
+        console.wide_table("By step (* is the best)", ["metric", "codes"], [str(one.step) for one in found], rows)
     return found
 
 
@@ -402,6 +403,7 @@ def _semantics(
     ignored = [
         c.name for c in examples.spec.classes if c.id not in judges.segmenter.known or c.id in examples.spec.ignored
     ]
+    scale = max(judges.segmenter.scale(entry.height, entry.width) for entry in examples.entries)
     note = {
         **base,
         "segmenter": network.name,
@@ -410,6 +412,8 @@ def _semantics(
         "classes": f"{len(found.iou)} of {len(examples.spec.classes)}",
         "ignored": ", ".join([*ignored, *map(str, sorted(examples.spec.ignored))]) or "none",
     }
+    if scale > ENLARGED:
+        note["beware"] = f"it sees pictures {scale:.1f} times enlarged, and may judge their noise"
     yield Row(metric="pixel accuracy", codes=codes, value=found.accuracy, better="higher", protocol=note)
     by_class = {examples.spec.class_name(identity): value for identity, value in found.iou.items()}
     yield Row(metric="mean IoU", codes=codes, value=found.mean_iou, better="higher", by_class=by_class, protocol=note)

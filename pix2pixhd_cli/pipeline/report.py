@@ -59,12 +59,13 @@ class Samples(NamedTuple):
 
 
 class Split(NamedTuple):
-    """What was found on a split. columns: of its table of numbers. protocols: of these, each once."""
+    """What was found on a split. columns: of its table of numbers. protocols: of these, each once. commands: that found it."""
 
     name: str
     columns: list[str]
     lines: list[Line]
     protocols: list[str]
+    commands: list[str]
     by_step: list[Chart]
     by_class: list[tuple["Chapter", Row]]
     pictures: dict[str, dict[str, "Shown"]]
@@ -163,6 +164,7 @@ def _page(chapters: Sequence["Chapter"]) -> str:
     return render(
         version=__version__,
         chapters=chapters,
+        styled=[chapter for chapter in chapters if chapter.settings.encoder.enabled],
         several=len(chapters) > 1,
         title=" and ".join(chapter.name for chapter in chapters),
         samples=_samples(chapters),
@@ -199,6 +201,7 @@ def _split(chapters: Sequence["Chapter"], name: str) -> Split:
         name=name,
         columns=[f"{_prefix(chapter, chapters)}step {one.step}" for chapter, one in shown],
         lines=lines,
+        commands=[chapter.evaluating(one) for chapter, one in newest],
         protocols=list(dict.fromkeys(row.shown_protocol for line in lines for row in line.rows if row is not None)),
         by_step=_by_step(chapters, found),
         by_class=[(chapter, row) for chapter, one in newest for row in one.rows if row.by_class],

@@ -95,7 +95,7 @@ def _show_evaluations(run: Run) -> None:
     found = read_evaluations(run.folder)
     if found:
         rows = [(line.metric, line.codes, *line.shown) for line in side_by_side(found)]
-        console.table("Evaluations", ["metric", "codes", *(f"{one.split} {one.step}" for one in found)], rows)
+        console.wide_table("Evaluations", ["metric", "codes"], [f"{one.split} {one.step}" for one in found], rows)
 
 
 def _show_styles(run: Run, spec: DatasetSpec) -> bool:

@@ -202,6 +202,7 @@ NARROW: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 def test_the_papers_recipes_take_a_step(city: Path, tmp_path: Path) -> None:
     """Narrow networks on one small street, the second stage from the first, all other settings as the recipes have them."""
     from pix2pixhd_cli.pipeline.pack import pack

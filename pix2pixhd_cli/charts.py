@@ -40,7 +40,7 @@ def curves(found: Sequence[Curve], *, smooth: bool = False) -> dict[str, Any]:
             error_y={"array": list(curve.deviations), "thickness": 1} if curve.deviations is not None else None,
             mode="lines+markers" if len(curve.steps) <= MARKED and not smooth else "lines",
             line={"dash": curve.dash, "width": 2},
-            name=escape(curve.name),
+            name=escape(curve.name, quote=False),
             meta={"run": curve.number, "smooth": smooth},
             hovertemplate="step %{x:,}: %{y:.5g}",
         )
@@ -56,7 +56,7 @@ def curves(found: Sequence[Curve], *, smooth: bool = False) -> dict[str, Any]:
 
 def confusions(found: Confusion) -> dict[str, Any]:
     """Of each class's pixels, the share that was seen as each; what was seen as none of them is the last column."""
-    names = [escape(name) for name in found.classes]
+    names = [escape(name, quote=False) for name in found.classes]
     shares = [[100 * count / max(1, sum(row)) for count in row] for row in found.counts]
     figure = go.Figure(
         go.Heatmap(

@@ -74,7 +74,7 @@ class FeatureCodes:
     def load(cls, path: Path) -> "FeatureCodes":
         """Read `features.npz`; raises `P2PHDError`."""
         advice = f"`p2phd encode {path.parent}` makes them"
-        return cls(**_load(path, CODES, f"no feature codes yet ({path.name} is missing); {advice}"))
+        return cls(**read_layout(path, CODES, f"no feature codes yet ({path.name} is missing); {advice}"))
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class FeatureClusters:
     def load(cls, path: Path) -> "FeatureClusters":
         """Read `clusters.npz`; raises `P2PHDError`."""
         advice = f"`p2phd cluster {path.parent}` makes them"
-        data = _load(path, STYLES, f"no styles yet ({path.name} is missing); {advice}")
+        data = read_layout(path, STYLES, f"no styles yet ({path.name} is missing); {advice}")
         classes: dict[int, ClassStyles] = {}
         if (
             len(set(data["class_label"].tolist())) != len(data["class_label"])
@@ -334,14 +334,24 @@ class Styler:
         """Whether any choice looks at the photo."""
         return self.gain != 0 or any(rule.choice.kind == "photo" for rule in self.rules)
 
-    def gates(self, stem: str, instances: Mapping[int, int], extra: Sequence[Rule] = ()) -> dict[int, Gate]:
-        """k and b of each instance of a picture, given as instance id -> class id; `extra` rules come last."""
+    def gates(
+        self,
+        stem: str,
+        instances: Mapping[int, int],
+        extra: Sequence[Rule] = (),
+        brought: Mapping[int, NDArray[np.float32]] = {},
+    ) -> dict[int, Gate]:
+        """k and b of each instance of a picture, given as instance id -> class id.
+
+        `extra` rules come last. Codes that were `brought` by instance give way to rules alone.
+        """
         if not extra:
             self.pictures += 1
             for rule in self.rules:
                 if not any(rule.matches(*pair) for pair in instances.items()):
                     self.absences[rule.text].append(stem)
-        rules = [*self.rules, *extra]
+        own = [Rule("the scene's", None, i, Choice("vector", vector=tuple(code))) for i, code in brought.items()]
+        rules = [*own, *self.rules, *extra]
         return {i: self._gate(stem, i, c, [rule for rule in rules if rule.matches(i, c)]) for i, c in instances.items()}
 
     def _gate(self, stem: str, instance: int, class_id: int, rules: Sequence[Rule]) -> Gate:
@@ -386,14 +396,19 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def _load(path: Path, layout: Mapping[str, tuple[str, str]], missing: str) -> dict[str, Any]:
-    """Arrays whose types and sizes are as `layout` has them: a letter stands for one number throughout."""
+def read_layout(
+    path: Path, layout: Mapping[str, tuple[str, str]], missing: str, *, most: int = 0
+) -> dict[str, NDArray[Any]]:
+    """Arrays of which each is as `layout` has it: its type (U is text), and a letter for each side, the same number throughout.
+
+    `most` is what a compressed array may take in bytes. Raises `P2PHDError`, with `missing` if there is no file.
+    """
     arrays: dict[str, NDArray[Any]] = {}
     sides = {"4": 4}
     try:
         with open_arrays(path) as file:
             for name, (dtype, letters) in layout.items():
-                found = arrays[name] = file.read(name)
+                found = arrays[name] = file.read(name, most=most)
                 if not _holds(found, dtype, len(letters)) or any(
                     sides.setdefault(*pair) != pair[1] for pair in zip(letters, found.shape, strict=True)
                 ):

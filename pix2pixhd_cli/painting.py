@@ -124,7 +124,8 @@ class Painter:
         """An example in the styles that a styler draws, or that `rules` choose."""
         gates = {}
         if self.channels:
-            gates = styler.gates(example.stem, self.instances(example.label, example.instance), rules)
+            instances = self.instances(example.label, example.instance)
+            gates = styler.gates(example.stem, instances, rules, brought=example.codes)
         codes, gains = ({i: getattr(gate, name) for i, gate in gates.items()} for name in ("code", "gain"))
         return Request(example.label, example.instance, codes, gains, example.photo)
 

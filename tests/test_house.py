@@ -21,7 +21,7 @@ FLOORS = [
     {"__main__"},
     {"cli"},
     {"options", "pipeline"},
-    {"training", "stepping", "memory", "painting", "coarse_to_fine"},
+    {"training", "stepping", "memory", "painting", "scenes", "coarse_to_fine"},
     {"validation", "mirror"},
     {"judges"},
     {

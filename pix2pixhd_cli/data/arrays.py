@@ -29,12 +29,13 @@ DAMAGE = (
 )  # fmt: skip
 
 
-def write_arrays(path: Path, arrays: Iterable[tuple[str, NDArray[Any]]]) -> None:
+def write_arrays(path: Path, arrays: Iterable[tuple[str, NDArray[Any]]], *, compress: bool = False) -> None:
     """Write named arrays, one at a time, whole or not at all."""
     with whole_file(path) as beside, zipfile.ZipFile(beside, "w") as archive:
         for name, array in arrays:
-            # A ZipInfo of its own has a fixed date.
-            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
+            entry = zipfile.ZipInfo(f"{name}.npy")  # One of its own has a fixed date.
+            entry.compress_type = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
+            with archive.open(entry, "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
 
 

@@ -3,7 +3,8 @@
 dataset/   dataset.json   SPLIT/{label,instance,boundary,photo}/STEM.png
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -90,12 +91,14 @@ class Example:
     label: class ids, uint16 [H, W], or an RGB input, uint8 [H, W, 3].
     instance: instance ids, int32 [H, W]; the label map where there are no instances.
     photo: uint8 [H, W, 3], or None.
+    codes: feature codes [C] of instances that bring theirs along, as those of the studio's scenes do.
     """
 
     stem: str
     label: NDArray[np.integer]
     instance: NDArray[np.int32]
     photo: NDArray[np.uint8] | None
+    codes: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
 
 
 def read_spec(folder: Path) -> DatasetSpec:

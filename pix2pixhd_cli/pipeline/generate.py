@@ -3,20 +3,13 @@
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from pix2pixhd_cli import console, images
-from pix2pixhd_cli.data import pictures
 from pix2pixhd_cli.data.arrays import open_arrays
-from pix2pixhd_cli.data.dataset import Example, map_path, photo_path, read_example, read_spec, whole
+from pix2pixhd_cli.data.dataset import Example
 from pix2pixhd_cli.data.files import checksum, plain_name, sweep
-from pix2pixhd_cli.data.labels import first_place
-from pix2pixhd_cli.data.layouts import PICTURES, stem_of
-from pix2pixhd_cli.data.parts import Parts, digest_of_files, share, which_part
-from pix2pixhd_cli.data.pictures import PictureError, write_picture
+from pix2pixhd_cli.data.parts import Parts, digest_of_files, which_part
+from pix2pixhd_cli.data.pictures import write_picture
 from pix2pixhd_cli.errors import P2PHDError
 from pix2pixhd_cli.features import (
     ClassStyles,
@@ -28,7 +21,8 @@ from pix2pixhd_cli.features import (
 )
 from pix2pixhd_cli.mirror import PAINTING, at_any_place
 from pix2pixhd_cli.painting import Painter, gathered
-from pix2pixhd_cli.settings import GenerateSettings, Part, Settings, load_settings
+from pix2pixhd_cli.scenes import Scenes
+from pix2pixhd_cli.settings import GenerateSettings, Settings, load_settings
 
 PARTS = ".generate-parts"
 
@@ -50,7 +44,7 @@ def generate(run: Path, labels: Path, out: Path, settings: Settings | None = Non
     part = which_part(chosen.generate)
     painter = Painter(run, chosen, batch_size=chosen.generate.batch_size, devices=chosen.generate.devices)
     styler, shown = _styler(painter, chosen.generate)
-    scenes = _Scenes(painter, labels, chosen.generate, styler.needs_photo())
+    scenes = Scenes(painter, labels, chosen.generate, styler.needs_photo())
     if out.exists() and not out.is_dir():
         raise P2PHDError(f"{out}: is a file; name a folder for the pictures")
     _refuse_overwriting(scenes, out)
@@ -73,7 +67,7 @@ def generate(run: Path, labels: Path, out: Path, settings: Settings | None = Non
     return scenes.targets(out)
 
 
-def _inputs(painter: Painter, scenes: "_Scenes") -> dict[str, str]:
+def _inputs(painter: Painter, scenes: Scenes) -> dict[str, str]:
     """What parts must have in common beside the settings."""
     styles = "none"
     if painter.run.clusters.exists():
@@ -82,7 +76,7 @@ def _inputs(painter: Painter, scenes: "_Scenes") -> dict[str, str]:
     return {"model": painter.mark, "set of styles": styles, "set of inputs": digest_of_files(scenes.inputs)}
 
 
-def _merge(scenes: "_Scenes", out: Path, parts: Parts) -> list[Path]:
+def _merge(scenes: Scenes, out: Path, parts: Parts) -> list[Path]:
     """See to it that all pictures of all parts are there as they were painted."""
     with parts.merging() as done:
         for part, made in done:
@@ -93,7 +87,7 @@ def _merge(scenes: "_Scenes", out: Path, parts: Parts) -> list[Path]:
     return scenes.targets(out)
 
 
-def _refuse_overwriting(scenes: "_Scenes", out: Path) -> None:
+def _refuse_overwriting(scenes: Scenes, out: Path) -> None:
     """Never paint over a label map, an instance map or a photo."""
     taken = {path.resolve() for path in scenes.inputs}
     for stem in scenes.stems:
@@ -141,7 +135,7 @@ def _styler(painter: Painter, settings: GenerateSettings) -> tuple[Styler, list[
 def _paint_all(
     painter: Painter,
     styler: Styler,
-    scenes: "_Scenes",
+    scenes: Scenes,
     out: Path,
     settings: GenerateSettings,
     shown: Sequence[tuple[str, ClassStyles, int]],
@@ -197,7 +191,7 @@ def _present(
     return [one for one in shown if one[2] in classes]
 
 
-def _warn(painter: Painter, styler: Styler, scenes: "_Scenes") -> None:
+def _warn(painter: Painter, styler: Styler, scenes: Scenes) -> None:
     """Say once what the user may not have expected."""
     for text, stems in styler.absences.items():
         if stems:
@@ -215,157 +209,3 @@ def _warn(painter: Painter, styler: Styler, scenes: "_Scenes") -> None:
         console.warn(
             f"{run} was trained on since its styles were found; `p2phd encode` and `p2phd cluster` find them anew"
         )
-
-
-class _Scenes:
-    """The scenes of a data set, a folder or a file, read one at a time.
-
-    Every class id is checked against the run's table; photos are read only if they are needed.
-    """
-
-    def __init__(self, painter: Painter, labels: Path, settings: GenerateSettings, with_photos: bool) -> None:
-        self.painter = painter
-        self.with_photos = with_photos
-        self.most = settings.max_pixels
-        self.rgb = painter.spec.input == "rgb"
-        if (labels / "dataset.json").exists():
-            self._items = _from_dataset(painter, labels, settings, with_photos)
-        elif labels.exists():
-            self._items = _from_files(labels, settings)
-        else:
-            raise P2PHDError(f"{labels}: no such file or folder")
-        self._items = self._items[: settings.limit]
-        self.zeroed: set[int] = set()
-        if painter.spec.has_instances and any(
-            item.get("instance") is None and "entry" not in item for item in self._items
-        ):
-            console.warn("no instance maps given: the regions of a class count as one instance; see --instance-map")
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def keep(self, part: Part) -> None:
-        """Keep a part's scenes alone."""
-        self._items = list(share(self._items, part))
-
-    def targets(self, out: Path) -> list[Path]:
-        """The pictures to paint."""
-        return [out / f"{stem}.png" for stem in self.stems]
-
-    @property
-    def stems(self) -> list[str]:
-        """The pictures' names."""
-        return [item["entry"].stem if "entry" in item else stem_of(item["label"]) for item in self._items]
-
-    @property
-    def inputs(self) -> list[Path]:
-        """Every file that is read."""
-        files = [item[kind] for item in self._items if "entry" not in item for kind in ("label", "instance", "photo")]
-        for item in self._items:
-            if "entry" in item:
-                folder, split, entry = item["folder"], item["split"], item["entry"]
-                files += [map_path(folder, split, "label", entry.stem), map_path(folder, split, "instance", entry.stem)]
-                files.append(photo_path(folder, split, entry))
-        return [path for path in files if path is not None]
-
-    def __iter__(self) -> Iterator[Example]:
-        for item in self._items:
-            scene = self._read_entry(**item) if "entry" in item else self._read_files(**item)
-            if scene.instance.shape != scene.label.shape[:2]:
-                raise P2PHDError(f"{item.get('instance')}: is not of its label map's size")
-            if self.with_photos and scene.photo is None:
-                raise P2PHDError(
-                    f"{scene.stem}: has no photo, but a feature gain or a `photo` code needs one; see --photo"
-                )
-            if scene.photo is not None and scene.photo.shape[:2] != scene.label.shape[:2]:
-                raise P2PHDError(f"{item.get('photo')}: is not of its label map's size")
-            yield scene
-
-    def _read_entry(self, folder: Path, spec: Any, split: str, entry: Any) -> Example:
-        if entry.height * entry.width > self.most:
-            what = (
-                f"is {entry.height}x{entry.width}, more than {self.most:,} pixels; if that is right, raise --max-pixels"
-            )
-            raise PictureError(map_path(folder, split, "label", entry.stem), what)
-        example = read_example(folder, spec, split, entry)
-        photo = example.photo if self.with_photos else None
-        return Example(entry.stem, example.label, example.instance, photo)
-
-    def _read_files(self, label: Path, instance: Path | None, photo: Path | None) -> Example:
-        if self.rgb:
-            ids: NDArray[Any] = pictures.read_photo(label, self.most)
-        else:
-            ids = pictures.read_label_map(label, self.most)
-            self._check_ids(label, ids)
-        instances = pictures.read_instance_map(instance, self.most) if instance is not None else whole(ids)
-        pixels = pictures.read_photo(photo, self.most) if photo is not None and self.with_photos else None
-        return Example(stem_of(label), ids, instances, pixels)
-
-    def _check_ids(self, path: Path, label: NDArray[np.uint16]) -> None:
-        """Refuse class ids that the run does not know; an imported run without a table takes those past its labels as void."""
-        painter = self.painter
-        bad = ~np.isin(label, [c.id for c in painter.spec.classes] + list(painter.spec.ignored))
-        if bad.any() and painter.run.sources().imported and label[bad].min() >= painter.spec.labels:
-            self.zeroed |= set(np.unique(label[bad]).tolist())
-        elif bad.any():
-            row, column = first_place(bad)
-            what = f"id {label[row, column]} at row {row}, column {column} is no class of {painter.run.folder}"
-            raise PictureError(path, f"{what}; prepare the label map as the training data was")
-
-
-def _from_dataset(
-    painter: Painter, folder: Path, settings: GenerateSettings, with_photos: bool
-) -> list[dict[str, Any]]:
-    spec = read_spec(folder)
-    painter.run.check_classes(spec, folder)
-    if settings.instance_map is not None or settings.photo is not None:
-        raise P2PHDError(
-            f"{folder}: a data set brings its own instance maps and photos; leave --instance-map and --photo out"
-        )
-    if painter.spec.has_instances and not spec.has_instances:
-        console.warn(f"{folder} has no instance maps: the regions of a class count as one instance")
-    entries = spec.entries(settings.split)
-    bare = [entry.stem for entry in entries[: settings.limit] if entry.photo is None]
-    if with_photos and bare:
-        raise P2PHDError(
-            f"{folder}: {console.count(len(bare), 'example')} of {settings.split!r} without a photo, the first is {bare[0]}"
-        )
-    return [{"folder": folder, "spec": spec, "split": settings.split, "entry": entry} for entry in entries]
-
-
-def _from_files(labels: Path, settings: GenerateSettings) -> list[dict[str, Any]]:
-    found = _pictures(labels)
-    # In Cityscapes' own folders label maps lie between instance maps and colour pictures.
-    official = {stem: path for stem, path in found.items() if path.stem.endswith("_gtFine_labelIds")}
-    found = official or found
-    if not found:
-        raise P2PHDError(f"{labels}: no label maps here")
-    items: list[dict[str, Any]] = [{"label": path, "instance": None, "photo": None} for path in found.values()]
-    for kind, flag, source in (
-        ("instance", "--instance-map", settings.instance_map),
-        ("photo", "--photo", settings.photo),
-    ):
-        if source is None:
-            continue
-        if not source.exists():
-            raise P2PHDError(f"{flag} {source}: no such file or folder")
-        beside = _pictures(source, prefer="_gtFine_instanceIds" if kind == "instance" else "_leftImg8bit")
-        for item in items:
-            match = source if source.is_file() and len(items) == 1 else beside.get(stem_of(item["label"]))
-            if match is None:
-                raise P2PHDError(f"{flag} {source}: nothing here has the stem {stem_of(item['label'])}")
-            item[kind] = match
-    return items
-
-
-def _pictures(source: Path, prefer: str = "_gtFine_labelIds") -> dict[str, Path]:
-    """Pictures by stem; of several with one stem, the one that ends as preferred."""
-    files = sorted(source.iterdir()) if source.is_dir() else [source]
-    files = [path for path in files if path.suffix.lower() in PICTURES and not path.name.startswith(".")]
-    found: dict[str, Path] = {}
-    for path in sorted(files, key=lambda p: p.stem.endswith(prefer)):
-        other = found.get(stem_of(path))
-        if other is not None and other.stem == path.stem:
-            raise P2PHDError(f"{path}: has the name of {other.name}; names must differ")
-        found[stem_of(path)] = path
-    return found

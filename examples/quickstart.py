@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from toy_city import CAR, ROAD, draw_city
+from toy_city import BUILDING, CAR, ROAD, draw_city
 
 from pix2pixhd_cli import engine
 
@@ -41,24 +41,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("quickstart"), help="folder for everything it makes")
     out = parser.parse_args().out
+    judge = make_run(out)
+    chosen = ("--feature-code", "road=cobbles", "--feature-code", "car=red")
+    p2phd("generate", judge.run, judge.dataset, out / "painted", *chosen, "--all-codes", "car", "--grid")
+    judge.contact_sheet().save(out / "contact_sheet.png")
+    passed = report(judge)
+    print(f"look at {out / 'contact_sheet.png'} and {judge.run / 'clusters.png'}")
+    sys.exit(0 if passed else 1)
+
+
+def make_run(out: Path, *, streets: int = 200, train: Sequence[object] = (), cluster: Sequence[object] = ()) -> "Judge":
+    """Draw the city and run the verbs that make a run with named styles, with these flags more; go on where that was stopped."""
     city, dataset, packed, run = (out / name for name in ("city", "dataset", "packed", "run"))
     if not (city / "truth.json").exists():
         print(f"drawing a toy city into {city}")
-        draw_city(city, train=200, val=12, seed=0)
+        draw_city(city, train=streets, val=12, seed=0)
     p2phd("prepare", city, dataset)
     p2phd("pack", dataset, packed)
-    p2phd("train", packed, run, "--config", RECIPE, *(["--resume"] if (run / "settings.json").exists() else []))
+    resume = ["--resume"] if (run / "settings.json").exists() else []
+    p2phd("train", packed, run, "--config", RECIPE, *train, *resume)
     p2phd("encode", run)
-    p2phd("cluster", run)
+    p2phd("cluster", run, *cluster)
     judge = Judge(city, dataset, run)
-    p2phd("cluster", run, *(part for name in judge.style_names() for part in ("--name", name)))
-    chosen = ("--feature-code", "road=cobbles", "--feature-code", "car=red")
-    p2phd("generate", run, dataset, out / "painted", *chosen, "--all-codes", "car", "--grid")
-    judge = Judge(city, dataset, run)
-    judge.contact_sheet().save(out / "contact_sheet.png")
-    passed = report(judge)
-    print(f"look at {out / 'contact_sheet.png'} and {run / 'clusters.png'}")
-    sys.exit(0 if passed else 1)
+    p2phd("cluster", run, *cluster, *(part for name in judge.style_names() for part in ("--name", name)))
+    return Judge(city, dataset, run)
 
 
 def p2phd(*arguments: object) -> None:
@@ -87,9 +93,9 @@ class Judge:
         self.streets = [read_example(self.dataset, self.spec, "val", entry) for entry in self.spec.entries("val")]
 
     def appearance(self, stem: str, instance: int) -> str:
-        """The paint or surface that an instance was drawn with."""
+        """The paint, plaster or surface that an instance was drawn with."""
         street = self.truth[stem]
-        return str(street["surface"] if instance == ROAD else street["paints"][str(instance)])
+        return str(street["surface"] if instance == ROAD else (street["paints"] | street["plasters"])[str(instance)])
 
     def members(self, class_id: int) -> list[Counter[str]]:
         """For each style of a class, how many instances of which appearance are nearest to it."""
@@ -112,7 +118,7 @@ class Judge:
     def style_names(self) -> list[str]:
         """`--name` arguments that call the largest style of each appearance by its name."""
         names = []
-        for class_id, name in ((ROAD, "road"), (CAR, "car")):
+        for class_id, name in ((ROAD, "road"), (CAR, "car"), (BUILDING, "building")):
             best: dict[str, tuple[int, int]] = {}
             for index, members in enumerate(self.members(class_id)):
                 for appearance, count in members.most_common(1):

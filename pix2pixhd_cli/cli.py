@@ -316,6 +316,31 @@ def report(
     report(*runs, out=out)
 
 
+@app.command(rich_help_panel="From photos to pictures")
+@with_settings("studio", run=_run_of)
+def studio(
+    run: Run,
+    settings: Settings,
+    label_maps: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A data set, a folder of label maps or scenes, or one of these; an empty canvas by default.",
+            metavar="LABELS",
+            show_default=False,
+            callback=refuse_url,
+        ),
+    ] = None,
+) -> None:
+    """Paint in the browser, in styles you choose (extra: studio).
+
+    p2phd studio run dataset
+    """
+    _start_engine()
+    from pix2pixhd_cli.pipeline.studio import studio
+
+    studio(run, label_maps, settings)
+
+
 @app.command("import", rich_help_panel="Between codes")
 def import_(
     checkpoint: Annotated[Path, _here("Folder with the reference's latest_net_G.pth.", "CHECKPOINT_DIR")],

@@ -42,6 +42,7 @@ EVERY, NEWEST = "checkpoints/*/", "checkpoints/+/"
 DESCRIPTION = ("settings.json", "dataset.json", "sources.json")
 MODEL = (*DESCRIPTION, "model/weights.npz")
 PAINTING = (*MODEL, "clusters.npz")
+STUDIO = (*PAINTING, "clusters.png")
 STYLES = (*DESCRIPTION, "features.npz", "clusters.npz", "clusters.png")
 START = (*DESCRIPTION, f"{NEWEST}{NETWORKS}")
 EVALUATING = (*PAINTING, f"{EVERY}{NETWORKS}", f"{EVERY}{SCORE}")

@@ -76,7 +76,7 @@ class Scene:
     @classmethod
     def load(cls, path: Path, most: int = MOST_PIXELS) -> "Scene":
         """Read `SCENE.p2phd`, of `most` pixels at the most; raises `P2PHDError`."""
-        data = read_layout(path, SCENE, "no scene here", most=4 * MOST_PIXELS)
+        data = read_layout(path, SCENE, "no scene here", most=16 * most)
         label, identities = data["label"], data["identity"].tolist()
         if not label.size or label.size > most:
             what = f"is {label.shape[0]}x{label.shape[1]}; 1 to {most:,} pixels may be painted, see --max-pixels"
@@ -175,43 +175,52 @@ class Scenes:
     def _read_files(self, label: Path, instance: Path | None, photo: Path | None) -> Scene:
         pixels = pictures.read_photo(photo, self.most) if photo is not None and self.with_photos else None
         if label.suffix == SUFFIX:
-            scene = self.load(label)
+            scene = load_scene(label, self.painter, self.most)
+            if told := of_another_model(scene, self.painter):
+                console.warn(f"{label} {told}")
             return replace(scene, example=replace(scene.example, stem=stem_of(label), photo=pixels))
         if self.rgb:
             ids: NDArray[Any] = pictures.read_photo(label, self.most)
         else:
             ids = pictures.read_label_map(label, self.most)
-            self._check_ids(label, ids)
+            self.zeroed |= check_ids(label, ids, self.painter)
         instances = pictures.read_instance_map(instance, self.most) if instance is not None else whole(ids)
         return Scene(Example(stem_of(label), ids, instances, pixels))
 
-    def load(self, path: Path) -> Scene:
-        """Read what the studio saved, if the run can paint it; raises `P2PHDError`."""
-        if self.rgb:
-            raise P2PHDError(f"{path}: {self.painter.run.folder} paints from RGB pictures, and not from scenes")
-        scene, channels = Scene.load(path, self.most), self.painter.channels
-        self._check_ids(path, scene.example.label)
-        for code in scene.example.codes.values():
-            if len(code) != channels:
-                raise P2PHDError(
-                    f"{path}: its codes have {len(code)} numbers; those of {self.painter.run.folder} have {channels}"
-                )
-        if scene.mark != self.painter.mark:
-            console.warn(
-                f"{path} was saved with another model ({scene.mark}; here it is {self.painter.mark}): its picture will differ"
-            )
-        return scene
 
-    def _check_ids(self, path: Path, label: NDArray[np.integer]) -> None:
-        """Refuse class ids that the run does not know; an imported run without a table takes those past its labels as void."""
-        painter = self.painter
-        bad = ~np.isin(label, [c.id for c in painter.spec.classes] + list(painter.spec.ignored))
-        if bad.any() and painter.run.sources().imported and label[bad].min() >= painter.spec.labels:
-            self.zeroed |= set(np.unique(label[bad]).tolist())
-        elif bad.any():
-            row, column = first_place(bad)
-            what = f"id {label[row, column]} at row {row}, column {column} is no class of {painter.run.folder}"
-            raise PictureError(path, f"{what}; prepare the label map as the training data was")
+def load_scene(path: Path, painter: Painter, most: int) -> Scene:
+    """Read what the studio saved, if this run can paint it; raises `P2PHDError`."""
+    run, channels = painter.run.folder, painter.channels
+    if painter.spec.input == "rgb":
+        raise P2PHDError(f"{path}: {run} paints from RGB pictures, and not from scenes")
+    scene = Scene.load(path, most)
+    check_ids(path, scene.example.label, painter)
+    for code in scene.example.codes.values():
+        if len(code) != channels:
+            raise P2PHDError(f"{path}: its codes have {len(code)} numbers; those of {run} have {channels}")
+    return scene
+
+
+def of_another_model(scene: Scene, painter: Painter) -> str:
+    """What to say of a scene that was saved with another model; nothing if it was this one."""
+    if scene.mark == painter.mark:
+        return ""
+    return f"was saved with another model ({scene.mark}; here it is {painter.mark}): its picture will differ"
+
+
+def check_ids(path: Path, label: NDArray[np.integer], painter: Painter) -> set[int]:
+    """Refuse class ids that the run does not know; raises `PictureError`.
+
+    An imported run without a class table takes those past its labels as void; returns which these are.
+    """
+    bad = ~np.isin(label, [c.id for c in painter.spec.classes] + list(painter.spec.ignored))
+    if not bad.any():
+        return set()
+    if painter.run.sources().imported and label[bad].min() >= painter.spec.labels:
+        return set(np.unique(label[bad]).tolist())
+    row, column = first_place(bad)
+    what = f"id {label[row, column]} at row {row}, column {column} is no class of {painter.run.folder}"
+    raise PictureError(path, f"{what}; prepare the label map as the training data was")
 
 
 def _from_dataset(

@@ -455,6 +455,24 @@ class EvaluateSettings(Section):
 InParts = PrepareSettings | PackSettings | EncodeSettings | GenerateSettings
 
 
+class StudioSettings(Section):
+    """Where the studio's page is, and what it begins with."""
+
+    host: str = Field(
+        "127.0.0.1", description="Address to serve at; others than this machine's own need the token in the URL."
+    )
+    port: int = Field(8765, ge=0, le=65535, description="Port to serve at; 0 takes any that is free.")
+    open: bool = Field(True, description="Open the page in the browser.")
+    split: str = Field("val", description="Split to begin with, where LABELS is a prepared data set.")
+    instance_map: Path | None = Field(
+        None, examples=["instances"], description="Instance map, or a folder of them paired by name, for LABELS."
+    )
+    seed: int = Field(0, ge=0, description="Seed of randomly drawn styles.")
+    max_pixels: int = Field(
+        1 << 22, ge=1, le=1 << 25, description="Refuse larger scenes, before memory is taken for them."
+    )
+
+
 class Settings(BaseSettings):
     """All settings of all verbs. Build it with `load_settings`, or plainly: `Settings(train={"epochs": 5})`."""
 
@@ -471,6 +489,7 @@ class Settings(BaseSettings):
     cluster: ClusterSettings = ClusterSettings()
     generate: GenerateSettings = GenerateSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    studio: StudioSettings = StudioSettings()
 
     @classmethod
     def settings_customise_sources(

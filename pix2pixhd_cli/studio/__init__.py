@@ -1,0 +1,4 @@
+"""The studio: a run behind a small web server, and the page that paints with it.
+
+front/   the page: HTML, CSS and ES modules, served as they are
+"""

@@ -92,13 +92,12 @@ class Studio:
 
     def _class(self, c: LabelClass) -> wire.ClassInfo:
         found = self.clusters.classes.get(c.id) if self.clusters is not None else None
-        red, green, blue = colour_labels(np.array([[c.id]]), self.spec.classes)[0, 0].tolist()
         pictured = self._row_of(c.id) is not None
         styles = zip(found.names, found.counts.tolist(), found.centres, strict=True) if found is not None else ()
         return wire.ClassInfo(
             id=c.id,
             name=c.name,
-            color=(red, green, blue),
+            color=colour_labels(np.array([[c.id]]), self.spec.classes)[0, 0].tolist(),
             thing=c.thing,
             styles=[
                 wire.Style(name=name, count=count, code=wire.spelled(code), pictured=pictured)

@@ -109,10 +109,10 @@ class OpenedScene(BaseModel):
     stem: str
     height: int
     width: int
-    objects: list[tuple[int, int]]
+    objects: list[Annotated[list[int], Field(min_length=2, max_length=2)]]
     map: str
-    styles: tuple[str, ...]
-    locked: tuple[str, ...]
+    styles: list[str]
+    locked: list[str]
     seed: int
     warning: str = ""
 
@@ -131,7 +131,7 @@ class ClassInfo(BaseModel):
 
     id: int
     name: str
-    color: tuple[int, int, int]
+    color: Annotated[list[int], Field(min_length=3, max_length=3)]
     thing: bool
     styles: list[Style]
     mean: list[float] | None
@@ -204,10 +204,10 @@ def opened(scene: Scene) -> OpenedScene:
         stem=example.stem,
         height=example.label.shape[0],
         width=example.label.shape[1],
-        objects=[(int(pair >> 32), int(pair & 0xFFFFFFFF)) for pair in found],
+        objects=[[int(pair >> 32), int(pair & 0xFFFFFFFF)] for pair in found],
         map=pack(numbers.astype("<u2")),
-        styles=scene.styles,
-        locked=scene.locked,
+        styles=list(scene.styles),
+        locked=list(scene.locked),
         seed=scene.seed,
     )
 

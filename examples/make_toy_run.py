@@ -1,4 +1,4 @@
-"""Makes the model in the box: the quickstart's recipe on more streets and with seven times its steps, four styles a class.
+"""Makes the model in the box: the quickstart's recipe on more streets and with seven times its steps, eight styles a class.
 
     python examples/make_toy_run.py          # about twenty minutes on two cores; works in ./toy_run_in_making
 
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--to", type=Path, default=HERE, help="folder for the results")
     arguments = parser.parse_args()
     longer = ("--epochs", 24, "--decay-epochs", 24, "--sample-every", 2000, "--checkpoint-every", 2000)
-    judge = make_run(arguments.out, streets=500, train=longer, cluster=("--clusters", 4))
+    judge = make_run(arguments.out, streets=500, train=longer, cluster=("--clusters", 8))
     hand_on(judge.run, arguments.to / "toy_run")
     make_streets(arguments.out / "streets_city", arguments.to / "streets")
     three_styles(judge, arguments.to / "streets").save(arguments.to / "three_styles.png")

@@ -22,6 +22,7 @@ from pix2pixhd_cli.settings import whole_number
 
 LARGEST = float(np.finfo(np.float32).max)
 LARGEST_CODE = 1e18  # Beyond that squares are infinite.
+LARGEST_ARRAY = 1 << 30  # Bytes, of feature codes out of a small file.
 RESERVED = ("random", "mean", "photo")
 # The arrays of both files: their type, and a letter for each of their sides.
 CODES = {
@@ -68,13 +69,14 @@ class FeatureCodes:
 
     def save(self, path: Path) -> None:
         """Write `features.npz`."""
-        write_arrays(path, ((name, getattr(self, name)) for name in CODES))
+        write_arrays(path, ((name, getattr(self, name)) for name in CODES), compress=True)
 
     @classmethod
     def load(cls, path: Path) -> "FeatureCodes":
         """Read `features.npz`; raises `P2PHDError`."""
         advice = f"`p2phd encode {path.parent}` makes them"
-        return cls(**read_layout(path, CODES, f"no feature codes yet ({path.name} is missing); {advice}"))
+        missing = f"no feature codes yet ({path.name} is missing); {advice}"
+        return cls(**read_layout(path, CODES, missing, most=LARGEST_ARRAY))
 
 
 @dataclass(frozen=True)

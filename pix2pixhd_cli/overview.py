@@ -48,6 +48,8 @@ def progress(run: Run) -> Progress:
     epochs = settings.train.epochs + settings.train.decay_epochs
     steps = -(-examples // sources.step_size) * epochs if sources.step_size else 0
     step = int(max([last_losses(run).get("step", 0), *map(step_of, run.checkpoints())]))
+    if not step and run.model.exists():  # It was handed on without its checkpoints.
+        step = run.model_step()
     return Progress(step, steps, -(-step * epochs // steps) if steps else 0, epochs)
 
 

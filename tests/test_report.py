@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from pix2pixhd_cli import overview
 from pix2pixhd_cli.data.dataset import read_spec
@@ -26,12 +26,12 @@ from pix2pixhd_cli.pipeline.train import train
 from pix2pixhd_cli.runs import Run
 from pix2pixhd_cli.sealed import seal
 from pix2pixhd_cli.settings import NETWORK_SECTIONS, Settings, flags, load_settings, settings_of_run
+from tests.browsing import browser as browser
 from tests.conftest import Command, tiny_settings
 from tests.test_evaluate import chosen as chosen
 from tests.test_evaluate import judges as judges
 
 TRAINED_BY = ("train", *NETWORK_SECTIONS, "loss")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 @pytest.fixture(scope="module")
@@ -43,18 +43,6 @@ def told(run: Path, dataset: Path, judges: Path, tmp_path_factory: pytest.TempPa
     evaluate(folder, dataset, load_settings({"evaluate": values}, run=folder))
     report(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as engine:
-        path = next(filter(None, map(shutil.which, BROWSERS)), None)
-        try:
-            found = engine.chromium.launch(executable_path=path)
-        except Error:
-            pytest.skip("there is no Chromium here: the report's page was not opened")
-        yield found
-        found.close()
 
 
 class Opened:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from pix2pixhd_cli import console
-from pix2pixhd_cli.errors import P2PHDError, SettingsError
+from pix2pixhd_cli.errors import STOPS, P2PHDError, SettingsError
 from pix2pixhd_cli.mirror import STUDIO, at_any_place
 from pix2pixhd_cli.painting import Painter
 from pix2pixhd_cli.scenes import Scenes
@@ -122,6 +122,8 @@ def serve(studio: "Studio", listener: socket.socket, settings: StudioSettings, t
         webbrowser.open(url)
     try:
         uvicorn.Server(config).run([listener])
+    except STOPS:
+        console.info("the studio has stopped")
     finally:
         studio.easel.close()
 

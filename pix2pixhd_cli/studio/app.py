@@ -42,13 +42,14 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         401: "the token is missing",
         403: "another page's call",
         408: "the body was too slow",
-        409: "a newer request of the same page took its place",
         411: "the length is missing",
         413: "the body is too large",
         421: "another host's call",
         503: "too many wait; try again",
     }.items()
 }
+
+OVERTAKEN: dict[int | str, dict[str, Any]] = {204: {"description": "A newer request of the same page took its place."}}
 
 
 def _binary(what: str) -> dict[int | str, dict[str, Any]]:
@@ -222,8 +223,8 @@ def make_app(studio: Studio) -> FastAPI:
         return JSONResponse({"detail": str(error)}, 400)
 
     @app.exception_handler(Overtaken)
-    def overtaken(_: Request, __: Overtaken) -> JSONResponse:
-        return JSONResponse({"detail": "a newer edit took its place"}, 409)
+    def overtaken(_: Request, __: Overtaken) -> Response:
+        return Response(status_code=204)
 
     @app.exception_handler(Busy)
     def busy(_: Request, __: Busy) -> JSONResponse:
@@ -263,7 +264,9 @@ def make_app(studio: Studio) -> FastAPI:
             return JSONResponse({"detail": "there is no picture of this style"}, 404)
         return Response(found, media_type="image/png")
 
-    @app.post("/api/paint", response_class=Response, responses=REFUSALS | _binary("A line of JSON, then RGBA."))
+    @app.post(
+        "/api/paint", response_class=Response, responses=REFUSALS | _binary("A line of JSON, then RGBA.") | OVERTAKEN
+    )
     async def paint(body: wire.PaintBody) -> Response:
         """Paint a scene. The answer is a line of JSON (edit, height, width, codes), then uint8 [height, width, 4]."""
         made = await studio.easel.work(body.client, body.edit, lambda: studio.paint(body).bytes(edit=body.edit))

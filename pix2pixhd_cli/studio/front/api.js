@@ -76,13 +76,15 @@ export const encode = async (scene, rgb) => {
   return (await (await call("encode", body)).json()).codes;
 };
 
-/** Paint a scene: {edit, height, width, codes, pixels: ImageData}. */
+/** Paint a scene: {edit, height, width, codes, milliseconds, pixels: ImageData}, or null if a newer edit overtook this one. */
 export async function paint(scene) {
-  const edit = scene.edits; // Before anything is awaited: the map may change meanwhile.
+  const edit = scene.edits, started = performance.now(); // Before anything is awaited: the map may change meanwhile.
   const body = { ...scene.body(), client, edit };
   body.map = await pack(scene.map.slice());
-  const bytes = new Uint8Array(await (await call("paint", body)).arrayBuffer());
+  const response = await call("paint", body);
+  if (response.status === 204) return null;
+  const bytes = new Uint8Array(await response.arrayBuffer());
   const end = bytes.indexOf(10), head = JSON.parse(new TextDecoder().decode(bytes.subarray(0, end)));
   const rgba = new Uint8ClampedArray(bytes.buffer, end + 1);
-  return { ...head, pixels: new ImageData(rgba, head.width, head.height) };
+  return { ...head, milliseconds: performance.now() - started, pixels: new ImageData(rgba, head.width, head.height) };
 }

@@ -3,11 +3,12 @@
 import { paint } from "./api.js";
 
 const AGAIN = 1500; // Milliseconds until the next try.
+const MOST_ASKED = 2; // One that is painted, and one that waits.
 
 export class Painter extends EventTarget {
   constructor() {
     super();
-    Object.assign(this, { shown: -1, codes: {}, milliseconds: 0 });
+    Object.assign(this, { shown: -1, codes: {}, milliseconds: 0, asked: 0, more: false });
   }
 
   show(scene) {
@@ -18,24 +19,36 @@ export class Painter extends EventTarget {
     this.ask();
   }
 
-  /** Ask for a picture of the scene as it is. One is asked for while another is made; the server drops those in between. */
+  /** Ask for a picture of the scene as it is. One may wait while another is made, and is overtaken by what is edited then. */
   async ask() {
-    const { scene } = this, wanted = scene.edits, started = performance.now();
+    const { scene } = this, wanted = scene.edits;
     clearTimeout(this.retry);
     this.#say("painting");
+    if (this.asked === MOST_ASKED) return void (this.more = true);
+    this.asked++;
     try {
-      const made = await paint(scene);
-      if (scene !== this.scene || made.edit <= this.shown) return;
-      this.shown = made.edit;
-      this.codes = made.codes;
-      this.milliseconds = performance.now() - started;
-      this.dispatchEvent(new CustomEvent("picture", { detail: made.pixels }));
-      this.#say(made.edit === scene.edits ? "current" : "painting");
+      this.#take(scene, await paint(scene));
     } catch (error) {
-      if (scene !== this.scene || error.status === 409 || wanted !== scene.edits) return;
+      if (scene !== this.scene || wanted !== scene.edits) return;
       this.#say("failed", error.message);
       if (!error.status || error.status === 503) this.retry = setTimeout(() => this.ask(), AGAIN);
+    } finally {
+      this.asked--;
+      if (this.more) {
+        this.more = false;
+        this.ask();
+      }
     }
+  }
+
+  /** Show a picture, if it is of this scene and not of an older edit than the last. */
+  #take(scene, made) {
+    if (made === null || scene !== this.scene || made.edit <= this.shown) return;
+    this.shown = made.edit;
+    this.codes = made.codes;
+    this.milliseconds = made.milliseconds;
+    this.dispatchEvent(new CustomEvent("picture", { detail: made.pixels }));
+    this.#say(made.edit === scene.edits ? "current" : "painting");
   }
 
   #say(state, message = "") {

@@ -8,9 +8,10 @@ export class Scene extends EventTarget {
   /** `opened` is what the server sends of a scene, `map` its numbers, `run` what it says of the run. */
   constructor(opened, map, run) {
     super();
-    Object.assign(this, { run, map, width: opened.width, height: opened.height, stem: opened.stem });
+    Object.assign(this, { run, map, width: opened.width, height: opened.height });
     // All but the map is replaced whole when it changes, so that undoing is putting the old one back.
     this.state = {
+      stem: opened.stem,
       objects: opened.objects.map(([label, instance]) => ({ label, instance })),
       styles: readStyles(opened.styles, run), // "class:26", "instance:26003" or "*" -> what stands right of the `=`.
       locked: new Set(readTargets(opened.locked, run)),
@@ -30,6 +31,10 @@ export class Scene extends EventTarget {
 
   object(number) {
     return this.state.objects[number];
+  }
+
+  get stem() {
+    return this.state.stem;
   }
 
   classOf(number) {
@@ -244,9 +249,9 @@ export class Scene extends EventTarget {
 
   /** What the server is told of it, but for the map. */
   body() {
-    const { objects, seed, locked } = this.state;
+    const { stem, objects, seed, locked } = this.state;
     return {
-      stem: this.stem, height: this.height, width: this.width, seed, styles: this.texts(),
+      stem, height: this.height, width: this.width, seed, styles: this.texts(),
       objects: objects.map((o) => [o.label, o.instance]),
       locked: [...locked].map((target) => spellTarget(target, this.run)),
     };
@@ -254,7 +259,7 @@ export class Scene extends EventTarget {
 }
 
 function same(a, b) {
-  return a.styles === b.styles && a.locked === b.locked && a.seed === b.seed;
+  return ["stem", "styles", "locked", "seed"].every((key) => a[key] === b[key]);
 }
 
 function spellTarget(target, run) {

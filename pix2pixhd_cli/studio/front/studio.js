@@ -47,7 +47,6 @@ async function start() {
 /** Make a scene the one that is worked on. */
 function show(opened) {
   scene = new Scene(opened, opened.map, run);
-  $("stem").value = scene.stem;
   tools.show(scene);
   if (tools.classId === null) tools.set({ classId: commonestThing() });
   style.show(scene);
@@ -71,6 +70,7 @@ async function leave() {
 // What is shown
 
 function refresh() {
+  $("stem").value = scene.stem;
   $("undo").disabled = !scene.done.length;
   $("redo").disabled = !scene.undone.length;
   $("undo").title = `Undo ${scene.done.at(-1)?.what ?? ""} (Ctrl+Z)`;
@@ -220,9 +220,7 @@ $("theme").onclick = () => {
 
 $("stem").onchange = ({ target }) => {
   const stem = target.value.trim().replace(/[/\\\p{Cc}]/gu, "_");
-  if (stem && stem !== "." && stem !== "..") scene.stem = stem;
-  target.value = scene.stem;
-  painter.ask(); // The stem takes part in drawing styles.
+  if (stem && stem !== "." && stem !== "..") scene.change("name", { stem });
   refresh();
 };
 $("scenes").onchange = async ({ target }) => {

@@ -134,9 +134,10 @@ export class StylePanel {
     }
     $("gain").value = 100;
     $("photo-details").open = true;
-    for (const input of $("offsets").querySelectorAll("input")) input.value = 0;
+    $("offsets").replaceChildren();
+    this.refresh();
     if (this.label !== null) this.#applyPhoto();
-    return this.refresh();
+    return undefined;
   }
 
   #applyPhoto() {

@@ -3,6 +3,7 @@
 import secrets
 import socket
 import webbrowser
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -121,11 +122,11 @@ def serve(studio: "Studio", listener: socket.socket, settings: StudioSettings, t
     if settings.open:
         webbrowser.open(url)
     try:
-        uvicorn.Server(config).run([listener])
-    except STOPS:
-        console.info("the studio has stopped")
+        with suppress(*STOPS):  # Most often it has ended by itself before they reach us.
+            uvicorn.Server(config).run([listener])
     finally:
         studio.easel.close()
+    console.info("the studio has stopped")
 
 
 def _url(host: str, port: int, token: str | None) -> str:

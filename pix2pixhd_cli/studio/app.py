@@ -240,16 +240,16 @@ def make_app(studio: Studio) -> FastAPI:
         return info()
 
     @app.get("/api/scenes/blank", responses=REFUSALS)
-    def read_blank() -> wire.OpenedScene:
+    async def read_blank() -> wire.OpenedScene:
         """An empty canvas."""
-        return studio.blank()
+        return await alone(studio.blank)
 
     @app.get("/api/scenes/{number}", responses=REFUSALS | {404: {"model": wire.Said}})
-    def read_scene(number: Annotated[int, InPath(ge=0)]) -> Any:
+    async def read_scene(number: Annotated[int, InPath(ge=0)]) -> Any:
         """A scene that the studio was started with."""
         if studio.scenes is None or number >= len(studio.scenes):
             return JSONResponse({"detail": "there is no such scene"}, 404)
-        return studio.opening(number)
+        return await alone(lambda: studio.opening(number))
 
     @app.get(
         "/api/swatches/{class_id}/{style}",

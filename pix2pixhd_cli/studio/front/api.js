@@ -53,7 +53,8 @@ async function opened(response) {
 
 export const readRun = async () => {
   const run = await (await call("run")).json();
-  return { ...run, byId: new Map(run.classes.map((c) => [c.id, c])) };
+  const ignored = run.ignored.map((id) => ({ id, name: `ignored ${id}`, color: [0, 0, 0], thing: false, styles: [], mean: null }));
+  return { ...run, byId: new Map([...ignored, ...run.classes].map((c) => [c.id, c])) };
 };
 export const readScene = async (which) => opened(await call(`scenes/${which}`));
 export const openFile = async (file) => opened(await call("open", { file: toBase64(new Uint8Array(await file.arrayBuffer())) }));

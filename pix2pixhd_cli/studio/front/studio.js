@@ -94,8 +94,8 @@ painter.addEventListener("state", ({ detail: { state, message } }) => {
 painter.addEventListener("picture", ({ detail }) => view.showPicture(detail));
 
 function refreshTools() {
-  for (const button of $("tool").children) button.setAttribute("aria-checked", String(button.dataset.tool === tools.tool));
-  for (const button of $("classes").children) button.setAttribute("aria-checked", String(Number(button.dataset.id) === tools.classId));
+  for (const button of $("tool").children) button.setAttribute("aria-pressed", String(button.dataset.tool === tools.tool));
+  for (const button of $("classes").children) button.setAttribute("aria-pressed", String(Number(button.dataset.id) === tools.classId));
   for (const input of document.getElementsByName("paintas")) {
     input.checked = input.value === tools.paintAs;
     input.disabled = input.value === "selected" ? tools.selected === null : input.value === "new" && !run.instances;
@@ -139,8 +139,7 @@ function buildPalette() {
     chip.style.background = `rgb(${c.color.join(" ")})`;
     button.append(chip, c.name);
     button.dataset.id = c.id;
-    button.setAttribute("role", "radio");
-    button.title = `id ${c.id}${c.styles.length ? `, ${c.styles.length} styles` : ""}`;
+      button.title = `id ${c.id}${c.styles.length ? `, ${c.styles.length} styles` : ""}`;
     button.onclick = () => chooseClass(c.id);
     return button;
   }));
@@ -179,20 +178,18 @@ $("tool").replaceChildren(...Object.entries(TOOLS).map(([name, { key, title, ico
   const button = Object.assign(document.createElement("button"), { title: `${title} (${key.toUpperCase()})`, ariaLabel: title });
   button.innerHTML = `<svg viewBox="0 0 16 16" aria-hidden="true"><path d="${icon}" fill-rule="evenodd"/></svg>`;
   button.dataset.tool = name;
-  button.setAttribute("role", "radio");
   button.onclick = () => tools.set({ tool: name });
   return button;
 }));
 $("mode").replaceChildren(...Object.entries(MODES).map(([name, key]) => {
   const button = Object.assign(document.createElement("button"), { textContent: name === "both" ? "side by side" : name, title: `${key}` });
-  button.setAttribute("role", "radio");
   button.dataset.mode = name;
   button.onclick = () => setMode(name);
   return button;
 }));
 
 function setMode(mode) {
-  for (const button of $("mode").children) button.setAttribute("aria-checked", String(button.dataset.mode === mode));
+  for (const button of $("mode").children) button.setAttribute("aria-pressed", String(button.dataset.mode === mode));
   $("wiping").hidden = mode !== "wipe";
   view.set({ mode });
 }

@@ -189,15 +189,14 @@ export class StylePanel {
       $("swatches").replaceChildren(...info.styles.map((style, n) => this.#swatch(info, style, n)));
     }
     [...$("swatches").children].forEach((button, n) => {
-      button.setAttribute("aria-checked", String(n === active));
+      button.setAttribute("aria-pressed", String(n === active));
       button.classList.toggle("drawn", n === active && drawn);
     });
   }
 
   #swatch(info, style, n) {
     const button = document.createElement("button"), title = `${n} ${style.name}`.trim();
-    button.setAttribute("role", "radio");
-    button.title = `style ${title}, of ${style.count} instances`;
+      button.title = `style ${title}, of ${style.count} instances`;
     button.append(Object.assign(document.createElement("span"), { textContent: title }));
     button.onclick = () => this.#apply(`style ${title}`, this.#spell(n));
     if (style.pictured) {

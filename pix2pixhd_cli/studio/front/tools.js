@@ -92,6 +92,7 @@ export class Tools extends EventTarget {
     this.view.canvas.focus();
     this.view.canvas.setPointerCapture(event.pointerId);
     this.pointers.set(event.pointerId, event);
+    this.view.hold(event);
     if (this.pointers.size === 2) return this.#cancel(); // Two fingers move the view.
     if (event.button === 1 || this.tool === "pan" || this.space) this.panning = true;
     else if (event.button === 0) this.start(this.view.pixel(event), event);
@@ -102,6 +103,7 @@ export class Tools extends EventTarget {
     if (before) this.pointers.set(event.pointerId, event);
     if (this.pointers.size === 2 && before) return this.#pinch(event, before);
     if (this.panning && before) return this.view.panBy(event.clientX - before.clientX, event.clientY - before.clientY);
+    this.byKeys = false;
     this.hover = this.view.pixel(event);
     // A fast pointer goes far between two frames; all of its way counts.
     const way = this.drag ? (event.getCoalescedEvents?.() ?? []) : [];
@@ -111,6 +113,7 @@ export class Tools extends EventTarget {
   #up(event) {
     this.pointers.delete(event.pointerId);
     this.panning = false;
+    this.view.hold(null);
     this.finish();
   }
 
@@ -301,8 +304,8 @@ export class Tools extends EventTarget {
       outlines.push({ mask: this.mask, handles: movable ? [[left, top], [right, top], [right, bottom], [left, bottom]] : [] });
     } else if (this.mask) outlines.push({ mask: this.mask });
     if (drag?.tool === "rectangle") {
-      const [[x0, y0], [x1, y1]] = [drag.first, drag.last];
-      outlines.push({ box: { left: Math.min(x0, x1), top: Math.min(y0, y1), right: Math.max(x0, x1) + 1, bottom: Math.max(y0, y1) + 1 } });
+      const [xs, ys] = [0, 1].map((n) => [Math.min(drag.first[n], drag.last[n]), Math.max(drag.first[n], drag.last[n]) + 1]);
+      outlines.push({ points: [[xs[0], ys[0]], [xs[1], ys[0]], [xs[1], ys[1]], [xs[0], ys[1]]], closed: true });
     }
     if (this.corners) {
       const points = [...this.corners, ...(hover ? [hover] : [])].map(([x, y]) => [x + 0.5, y + 0.5]);

@@ -57,14 +57,25 @@ export class View extends EventTarget {
   }
 
   #paneAt(x, y) {
-    return this.panes().findLast((pane) => x >= pane.left && y >= pane.top) ?? this.panes()[0];
+    const panes = this.panes();
+    return panes.findLast((pane) => x >= pane.left && y >= pane.top) ?? panes[0];
+  }
+
+  /** Take pointers to be in the pane that this one is in, wherever they go, until they are let go. */
+  hold(event) {
+    const pane = event && this.#paneAt(...this.#inside(event));
+    this.held = event ? this.panes().findIndex(({ what }) => what === pane.what) : null;
+  }
+
+  /** Where a pointer is, in pixels of the canvas. */
+  #inside(event) {
+    const box = this.canvas.getBoundingClientRect(), ratio = this.canvas.width / box.width;
+    return [(event.clientX - box.left) * ratio, (event.clientY - box.top) * ratio];
   }
 
   /** The pixel under a pointer, which may lie outside of the map; exact, with its place within the pixel, if asked for. */
   pixel(event, exact = false) {
-    const box = this.canvas.getBoundingClientRect(), ratio = this.canvas.width / box.width;
-    const x = (event.clientX - box.left) * ratio, y = (event.clientY - box.top) * ratio;
-    const pane = this.#paneAt(x, y);
+    const [x, y] = this.#inside(event), pane = this.panes()[this.held] ?? this.#paneAt(x, y);
     const place = [(x - pane.x) / this.zoom, (y - pane.y) / this.zoom];
     return exact ? place : place.map(Math.floor);
   }
@@ -86,8 +97,7 @@ export class View extends EventTarget {
   zoomBy(factor, event = null) {
     const before = this.zoom, wanted = before * factor;
     this.zoom = Math.min(MOST_ZOOM, Math.max(0.05, wanted > 1 ? (factor > 1 ? Math.ceil(wanted) : Math.floor(wanted)) : wanted));
-    const box = this.canvas.getBoundingClientRect(), ratio = this.canvas.width / box.width, first = this.panes()[0];
-    const at = event ? [(event.clientX - box.left) * ratio, (event.clientY - box.top) * ratio] : [first.right / 2, first.bottom / 2];
+    const [first] = this.panes(), at = event ? this.#inside(event) : [first.right / 2, first.bottom / 2];
     const pane = this.#paneAt(...at), [ox, oy] = this.origin;
     const x = at[0] - (pane.x - ox), y = at[1] - (pane.y - oy);
     this.origin = [Math.round(x - ((x - ox) / before) * this.zoom), Math.round(y - ((y - oy) / before) * this.zoom)];
@@ -176,7 +186,7 @@ export class View extends EventTarget {
   }
 
   #pane({ what, x, y }) {
-    const { context: c, zoom, scene } = this, wide = scene.width * zoom, tall = scene.height * zoom;
+    const { context: c, zoom, scene } = this;
     c.setTransform(zoom, 0, 0, zoom, x, y);
     const shown = what === "wipe" ? "picture" : what;
     c.drawImage((shown === "picture" && this.picture) || this.labels, 0, 0);
@@ -191,77 +201,74 @@ export class View extends EventTarget {
     c.globalAlpha = what === "labels" ? 0.7 : 0.3;
     if (this.boundaries) c.drawImage(this.lines, 0, 0);
     c.globalAlpha = 1;
-    c.setTransform(1, 0, 0, 1, x, y);
+    c.lineWidth = 1 / zoom;
     c.strokeStyle = "#888";
-    c.strokeRect(-0.5, -0.5, wide + 1, tall + 1);
-    if (what === "wipe") this.#path([[scene.width * this.wipe, 0], [scene.width * this.wipe, scene.height]]);
+    c.strokeRect(-0.5 / zoom, -0.5 / zoom, scene.width + 1 / zoom, scene.height + 1 / zoom);
+    if (what === "wipe") this.#trace(along([[scene.width * this.wipe, 0], [scene.width * this.wipe, scene.height]]));
     for (const outline of this.outlines) this.#outline(outline);
   }
 
-  /** One outline: {points} joined by lines, {mask} along its pixels' edges, {box} with {handles}, or a {cross}. */
-  #outline({ points, mask, box, handles, cross, closed }) {
-    const { zoom } = this;
-    if (points) this.#path(points, closed);
-    if (mask) this.#edges(mask);
-    if (box) this.#path([[box.left, box.top], [box.right, box.top], [box.right, box.bottom], [box.left, box.bottom]], true);
-    for (const [x, y] of handles ?? []) this.#square(x * zoom, y * zoom);
-    if (cross) {
-      const [x, y] = cross;
-      this.#path([[x, y], [x + 1, y], [x + 1, y + 1], [x, y + 1]], true);
-      this.#path([[x - 2, y + 0.5], [x, y + 0.5]]);
-      this.#path([[x + 1, y + 0.5], [x + 3, y + 0.5]]);
-      this.#path([[x + 0.5, y - 2], [x + 0.5, y]]);
-      this.#path([[x + 0.5, y + 1], [x + 0.5, y + 3]]);
-    }
-  }
-
-  #path(points, closed = false) {
-    const { context: c, zoom } = this;
-    c.beginPath();
-    points.forEach(([x, y], n) => c[n ? "lineTo" : "moveTo"](x * zoom, y * zoom));
-    if (closed) c.closePath();
-    this.#twoTone();
-  }
-
-  #edges({ left, top, width, height, pixels }) {
-    const { context: c, zoom } = this, inside = (x, y) => x >= 0 && y >= 0 && x < width && y < height && pixels[y * width + x];
-    c.beginPath();
-    for (let y = 0; y <= height; y++) {
-      for (let x = 0; x <= width; x++) {
-        if (Boolean(inside(x, y)) !== Boolean(inside(x, y - 1))) {
-          c.moveTo((left + x) * zoom, (top + y) * zoom);
-          c.lineTo((left + x + 1) * zoom, (top + y) * zoom);
-        }
-        if (Boolean(inside(x, y)) !== Boolean(inside(x - 1, y))) {
-          c.moveTo((left + x) * zoom, (top + y) * zoom);
-          c.lineTo((left + x) * zoom, (top + y + 1) * zoom);
-        }
-      }
-    }
-    this.#twoTone();
+  /** One outline, in pixels of the map: {points} joined by lines, a {mask} along its edges with {handles}, or a {cross}. */
+  #outline({ points, closed, mask, handles, cross }) {
+    if (points) this.#trace(along(points, closed));
+    if (mask) this.#trace((mask.path ??= edges(mask)));
+    for (const place of handles ?? []) this.#handle(place);
+    if (cross) this.#trace(crosshair(cross));
   }
 
   /** Black with white dashes, to be seen on everything. */
-  #twoTone() {
-    const { context: c } = this, ratio = devicePixelRatio || 1;
-    c.lineWidth = 2 * ratio;
-    c.setLineDash([]);
+  #trace(path) {
+    const { context: c } = this, unit = (devicePixelRatio || 1) / this.zoom;
+    c.lineWidth = 2 * unit;
     c.strokeStyle = "#000";
-    c.stroke();
-    c.setLineDash([4 * ratio, 4 * ratio]);
+    c.stroke(path);
+    c.setLineDash([4 * unit, 4 * unit]);
     c.strokeStyle = "#fff";
-    c.stroke();
+    c.stroke(path);
     c.setLineDash([]);
   }
 
-  #square(x, y) {
-    const { context: c } = this, side = 5 * (devicePixelRatio || 1);
+  #handle([x, y]) {
+    const { context: c } = this, unit = (devicePixelRatio || 1) / this.zoom, side = 5 * unit;
     c.fillStyle = "#fff";
     c.strokeStyle = "#000";
-    c.lineWidth = 1;
+    c.lineWidth = unit;
     c.fillRect(x - side, y - side, 2 * side, 2 * side);
     c.strokeRect(x - side, y - side, 2 * side, 2 * side);
   }
+}
+
+function along(points, closed = false) {
+  const path = new Path2D();
+  points.forEach(([x, y], n) => path[n ? "lineTo" : "moveTo"](x, y));
+  if (closed) path.closePath();
+  return path;
+}
+
+/** The lines between the pixels of a mask and all others. */
+function edges({ left, top, width, height, pixels }) {
+  const path = new Path2D(), at = (x, y) => x >= 0 && y >= 0 && x < width && y < height && pixels[y * width + x] === 1;
+  const draw = (x0, y0, x1, y1) => {
+    path.moveTo(left + x0, top + y0);
+    path.lineTo(left + x1, top + y1);
+  };
+  for (let y = 0; y <= height; y++) {
+    for (let x = 0; x <= width; x++) {
+      if (at(x, y) !== at(x, y - 1)) draw(x, y, x + 1, y);
+      if (at(x, y) !== at(x - 1, y)) draw(x, y, x, y + 1);
+    }
+  }
+  return path;
+}
+
+/** A pixel, and lines that lead to it. */
+function crosshair([x, y]) {
+  const path = along([[x, y], [x + 1, y], [x + 1, y + 1], [x, y + 1]], true);
+  for (const [from, to] of [[[-2, 0.5], [0, 0.5]], [[1, 0.5], [3, 0.5]], [[0.5, -2], [0.5, 0]], [[0.5, 1], [0.5, 3]]]) {
+    path.moveTo(x + from[0], y + from[1]);
+    path.lineTo(x + to[0], y + to[1]);
+  }
+  return path;
 }
 
 function layer(width, height) {

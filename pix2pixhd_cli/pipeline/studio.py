@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pix2pixhd_cli.studio.guard import Guard
 
 INSTALL = "pip install 'pix2pixhd_cli[studio]'"
-MOST_CONNECTIONS = 128
+MOST_CONNECTIONS = 1000
 EVERYWHERE = ("0.0.0.0", "::")
 
 

@@ -242,9 +242,10 @@ export class Scene extends EventTarget {
       .map(([target, choice]) => `${spellTarget(target, this.run)}=${choice}`);
   }
 
-  /** The numbers of the objects that are in the map. */
+  /** The numbers of the objects that are in the map, as it was after the last edit. */
   used() {
-    return [...new Set(this.map)];
+    if (this.countedAt !== this.edits) Object.assign(this, { counted: [...new Set(this.map)], countedAt: this.edits });
+    return this.counted;
   }
 
   /** What the server is told of it, but for the map. */

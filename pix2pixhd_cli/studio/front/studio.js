@@ -48,7 +48,7 @@ async function start() {
 function show(opened) {
   scene = new Scene(opened, opened.map, run);
   tools.show(scene);
-  if (tools.classId === null) tools.set({ classId: commonestThing() });
+  if (tools.classId === null) tools.set({ classId: commonestThing(), tool: scene.used().length > 1 ? "select" : "brush" });
   style.show(scene);
   view.show(scene);
   scene.addEventListener("change", refresh);
@@ -109,7 +109,7 @@ function refreshObject() {
   refreshTools();
   $("object-tools").hidden = !there;
   for (const id of ["copy", "mirror", "smaller", "bigger", "delete", "hole"]) $(id).disabled = !movable;
-  if (!there) return void ($("object-title").textContent = "Nothing selected");
+  if (!there) return void ($("object-title").textContent = "Nothing selected: click an object with the arrow (V)");
   const { label, instance } = scene.object(number), pixels = tools.mask.pixels.reduce((a, b) => a + b, 0);
   $("object-title").textContent = `${scene.classOf(number)?.name ?? label}${movable ? ` ${instance}` : ""}, ${pixels.toLocaleString()} pixels`;
   $("object-class").value = label;

@@ -18,7 +18,7 @@ export class StylePanel {
     $("mean").onclick = () => this.#apply("mean style", "mean");
     $("blend").oninput = () => this.#blend();
     $("blend-a").onchange = $("blend-b").onchange = () => this.#blend();
-    $("lock").onchange = () => this.scene.lock(this.number, this.#code());
+    $("lock").onchange = () => this.scene.lock(this.number, this.#codeOf(this.number));
     $("same").onclick = () => this.#sameForAll();
     $("photo").onclick = () => $("photo-file").click();
     $("photo-file").onchange = ({ target }) => target.files[0] && this.usePhoto(target.files[0]).finally(() => (target.value = ""));
@@ -68,10 +68,15 @@ export class StylePanel {
     return this.scene.run.pooled_by_label ? label : instance;
   }
 
-  /** The code that the picture was painted with. */
+  /** The code that an object was painted with in the picture that is shown. */
+  #codeOf(number) {
+    return this.painter.codes[this.#key(number)] ?? null;
+  }
+
+  /** The code of what is spoken of; null where there are several, or none. */
   #code() {
-    const number = this.number ?? this.scene.used().find((n) => this.scene.object(n).label === this.label);
-    return number === undefined ? null : (this.painter.codes[this.#key(number)] ?? null);
+    const codes = this.#numbers().map((number) => this.#codeOf(number));
+    return codes.every((code) => code && String(code) === String(codes[0])) ? (codes[0] ?? null) : null;
   }
 
   // Choosing
@@ -103,7 +108,7 @@ export class StylePanel {
   }
 
   #sameForAll() {
-    const { choice } = this.scene.chosen(this.number), code = this.#code();
+    const { choice } = this.scene.chosen(this.number), code = this.#codeOf(this.number);
     if (choice !== null || code) this.scene.styleClass("the same for all", this.label, choice ?? code.join(","));
   }
 

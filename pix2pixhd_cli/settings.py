@@ -467,7 +467,7 @@ class StudioSettings(Section):
     instance_map: Path | None = Field(
         None, examples=["instances"], description="Instance map, or a folder of them paired by name, for LABELS."
     )
-    seed: int = Field(0, ge=0, description="Seed of randomly drawn styles.")
+    seed: int = Field(0, ge=0, lt=1 << 53, description="Seed of randomly drawn styles.")
     max_pixels: int = Field(
         1 << 22, ge=1, le=1 << 25, description="Refuse larger scenes, before memory is taken for them."
     )

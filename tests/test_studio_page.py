@@ -157,6 +157,32 @@ def test_a_new_car_in_every_paint(desk: Desk) -> None:
         assert max(likeness, key=likeness.__getitem__) == paint, (paint, found)
 
 
+def test_after_an_undo_the_next_car_is_new_again(desk: Desk) -> None:
+    desk.draw_car()
+    desk.key("Control+z", "Control+z")
+    assert desk.run("return [tools.selected, tools.paintAs];") == [None, "new"]
+    desk.drag((60, 46), (70, 50))
+    desk.settle()
+    labels, instances = desk.maps()
+    assert (labels[48, 65], instances[48, 65]) == (CAR, 26003)
+
+
+def test_scenes_are_chosen_from_a_list_and_not_left_by_accident(desk: Desk) -> None:
+    names = desk.page.locator("#scenes option").all_inner_texts()
+    assert len(names) == 5
+    desk.draw_car()
+    edited = desk.maps()[0]
+    desk.page.once("dialog", lambda dialog: dialog.dismiss())
+    desk.page.select_option("#scenes", "1")
+    np.testing.assert_array_equal(desk.maps()[0], edited)
+    assert desk.page.input_value("#scenes") == "0"
+    desk.page.once("dialog", lambda dialog: dialog.accept())
+    desk.page.select_option("#scenes", "blank")
+    desk.page.wait_for_function("() => window.studio.scene.stem === 'scene'")
+    desk.settle()
+    assert (desk.page.input_value("#scenes"), len(np.unique(desk.maps()[0]))) == ("blank", 1)
+
+
 def test_cobbles_for_asphalt(desk: Desk) -> None:
     desk.key("v")
     desk.click(64, 42)

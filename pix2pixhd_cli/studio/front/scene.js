@@ -140,7 +140,7 @@ export class Scene extends EventTarget {
   }
 
   #step(from, to, which, value) {
-    const edit = from.pop();
+    const edit = this.before ? null : from.pop(); // Not while an edit is under way.
     if (!edit) return null;
     const { runs } = edit;
     for (let n = 0; n < runs.length; n += 4) this.map.fill(runs[n + value], runs[n], runs[n] + runs[n + 1]);

@@ -29,7 +29,7 @@ const KEYS = [
 
 const view = new View($("stage")), tools = new Tools(view), painter = new Painter();
 const style = new StylePanel(tools, painter, say);
-let run, scene;
+let run, scene, shown;
 
 async function start() {
   try {
@@ -38,14 +38,16 @@ async function start() {
     $("scenes").replaceChildren(...run.scenes.map((name, n) => new Option(name, n)), new Option("(empty canvas)", "blank"));
     buildPalette();
     buildChoices();
-    show(await api.readScene(run.scenes.length ? 0 : "blank"));
+    const first = run.scenes.length ? "0" : "blank";
+    show(await api.readScene(first), first);
   } catch (error) {
     say(error.message, "failed");
   }
 }
 
-/** Make a scene the one that is worked on. */
-function show(opened) {
+/** Make a scene the one that is worked on; `place` is its own in the list, if it comes from there. */
+function show(opened, place = null) {
+  $("scenes").value = shown = place;
   scene = new Scene(opened, opened.map, run);
   tools.show(scene);
   if (tools.classId === null) tools.set({ classId: commonestThing(), tool: scene.used().length > 1 ? "select" : "brush" });
@@ -221,7 +223,9 @@ $("stem").onchange = ({ target }) => {
   refresh();
 };
 $("scenes").onchange = async ({ target }) => {
-  if (await leave()) await attempt(async () => show(await api.readScene(target.value)));
+  const { value } = target;
+  target.value = shown; // Until it is there.
+  if (await leave()) await attempt(async () => show(await api.readScene(value), value));
 };
 $("open").onclick = () => $("scene-file").click();
 $("scene-file").onchange = ({ target }) => target.files[0] && openFile(target.files[0]).finally(() => (target.value = ""));

@@ -38,19 +38,22 @@ export class Tools extends EventTarget {
   set(values) {
     Object.assign(this, values);
     if ("tool" in values) this.corners = null;
-    if (values.classId !== undefined) this.paintAs = this.scene.run.instances && this.#class()?.thing ? "new" : "stuff";
+    if (values.classId !== undefined) this.paintAs = this.#usual();
     this.#outline();
     this.dispatchEvent(new Event("change"));
   }
 
-  #class() {
-    return this.scene.run.byId.get(this.classId);
+  /** What a class is usually painted as. */
+  #usual() {
+    const { run } = this.scene;
+    return run.instances && run.byId.get(this.classId)?.thing ? "new" : "stuff";
   }
 
   select(number) {
     this.selected = number;
     this.mask = number === null ? null : this.scene.mask(number);
     if (!this.mask) this.selected = null;
+    if (this.selected === null && this.paintAs === "selected") this.paintAs = this.#usual();
     this.#outline();
     this.dispatchEvent(new Event("select"));
   }

@@ -22,7 +22,7 @@ from pix2pixhd_cli.settings import whole_number
 
 LARGEST = float(np.finfo(np.float32).max)
 LARGEST_CODE = 1e18  # Beyond that squares are infinite.
-LARGEST_ARRAY = 1 << 30  # Bytes, of feature codes out of a small file.
+LARGEST_ARRAY = 1 << 28  # Bytes, of feature codes out of a small file.
 RESERVED = ("random", "mean", "photo")
 # The arrays of both files: their type, and a letter for each of their sides.
 CODES = {

@@ -26,6 +26,7 @@ from pix2pixhd_cli.painting import Painter
 from pix2pixhd_cli.settings import MOST_PIXELS, GenerateSettings, Part
 
 SUFFIX = ".p2phd"
+SMALL = 1 << 20  # Bytes of an array that may be read before its size is told to be wrong.
 # The arrays of a scene: their type, and a letter for each of their sides.
 SCENE = {
     "label": ("<u2", "HW"),
@@ -76,7 +77,7 @@ class Scene:
     @classmethod
     def load(cls, path: Path, most: int = MOST_PIXELS) -> "Scene":
         """Read `SCENE.p2phd`, of `most` pixels at the most; raises `P2PHDError`."""
-        data = read_layout(path, SCENE, "no scene here", most=16 * most)
+        data = read_layout(path, SCENE, "no scene here", most=max(4 * most, SMALL))
         label, identities = data["label"], data["identity"].tolist()
         if not label.size or label.size > most:
             what = f"is {label.shape[0]}x{label.shape[1]}; 1 to {most:,} pixels may be painted, see --max-pixels"

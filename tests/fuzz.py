@@ -21,7 +21,7 @@ import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ import tensorflow as tf
 from PIL import Image
 
 from pix2pixhd_cli.data import labels, pictures
-from pix2pixhd_cli.data.dataset import read_spec
+from pix2pixhd_cli.data.dataset import read_example, read_spec
 from pix2pixhd_cli.data.records import PackedSplit
 from pix2pixhd_cli.data.state_dicts import LEGACY_MAGIC, read_class_dict, read_state_dict
 from pix2pixhd_cli.errors import P2PHDError
@@ -44,6 +44,7 @@ from pix2pixhd_cli.pipeline.pack import pack
 from pix2pixhd_cli.pipeline.prepare import RECORDS, Record, prepare
 from pix2pixhd_cli.pipeline.train import train
 from pix2pixhd_cli.runs import NETWORKS, SCORE, TRAINING, Run, Score, network_variables, read_variables
+from pix2pixhd_cli.scenes import SUFFIX, Scene
 from pix2pixhd_cli.sealed import KEY, read_sealed, seal, unseal
 from pix2pixhd_cli.settings import load_settings
 from tests.conftest import draw_city, tiny_settings
@@ -104,7 +105,7 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
 
 def rewrite(data: bytes, suffix: str, rng: random.Random) -> bytes | None:
     """The file with another value or array, and right checksums; None for formats without checksums of ours."""
-    if suffix == ".npz":
+    if suffix in (".npz", SUFFIX):
         with np.load(io.BytesIO(data)) as file:
             arrays = dict(file)
         name = rng.choice(sorted(arrays))
@@ -199,8 +200,15 @@ def formats(folder: Path, dataset: Path, packed: Path, run: Path) -> dict[str, F
         file["block1_conv1/kernel:0"] = np.zeros((3, 3, 3, 4), np.float32)
     np.savez(folder / "vgg.npz", block1_conv1_kernel=np.zeros((3, 3, 3, 4), np.float32))
     golden = Path(__file__).parent / "golden"
+    scene, spec = folder / f"scene{SUFFIX}", read_spec(dataset)
+    example = read_example(dataset, spec, "val", spec.entries("val")[0])
+    Scene(replace(example, codes={7: np.ones(3, np.float32)}), ("car=1",), ("car",), 3, "step 6").save(scene)
     codes = folder / "features.npy"
     np.save(codes, np.array({7: np.zeros((3, 4))}, dtype=object), allow_pickle=True)
+
+    def scene_of(path: Path) -> Any:
+        found = Scene.load(path, 1 << 16)
+        return {**vars(found), "example": vars(found.example)}
 
     def beside(path: Path, whole: Path) -> Path:
         """The folder `whole` with this file in the place of its own."""
@@ -259,6 +267,7 @@ def formats(folder: Path, dataset: Path, packed: Path, run: Path) -> dict[str, F
             run / "clusters.npz",
             lambda path: {i: vars(s) for i, s in FeatureClusters.load(path).classes.items()},
         ),
+        "scene.p2phd": Format(scene, scene_of),
         "score.json": Format(checkpoint / SCORE, lambda path: read_sealed(path, Score).distance),
         "record of prepare": Format(record, lambda path: read_sealed(path, Record).model_dump()),
         "metrics.jsonl": Format(run / "metrics.jsonl", logged, exact=False),

@@ -10,8 +10,8 @@ from tests.fuzz import Format, attack, formats
 NAMES = (
     "label.png", "instance.png", "photo.png", "photo.jpg", "dataset.json", "pack.json", "shard", "settings.json", "sources.json",
     "dataset.json of a run", "weights.npz", "networks.npz", "training.npz", "features.npz", "clusters.npz", "scene.p2phd",
-    "score.json", "record of prepare", "metrics.jsonl", "polygons.json", "photo.webp", "photo.tif", "photo.bmp", "photo.gif", "legacy.pth",
-    "net_G.pth", "features.npy", "vgg.h5", "vgg.npz", "opt.txt", "classes.toml", "classes.csv", "config.toml",
+    "score.json", "record of prepare", "metrics.jsonl", "polygons.json", "photo.webp", "photo.tif", "photo.bmp", "photo.gif",
+    "legacy.pth", "net_G.pth", "features.npy", "vgg.h5", "vgg.npz", "opt.txt", "classes.toml", "classes.csv", "config.toml",
 )  # fmt: skip
 DAMAGES = 25
 

@@ -65,7 +65,7 @@ class Scene:
             "label": self.example.label.astype(np.uint16),
             "instance": self.example.instance.astype(np.int32),
             "identity": np.array(list(codes), np.int32),
-            "code": np.array(list(codes.values()), np.float32).reshape(len(codes), -1),
+            "code": np.stack(list(codes.values())).astype(np.float32) if codes else np.zeros((0, 0), np.float32),
             "style": np.array(self.styles, np.str_),
             "locked": np.array(self.locked, np.str_),
             "seed": np.array(self.seed, np.int64),

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import shlex
+import shutil
 import socket
 import threading
 import time
@@ -28,9 +29,13 @@ from pix2pixhd_cli.data.dataset import read_example, read_spec
 from pix2pixhd_cli.data.pictures import read_instance_map, read_label_map
 from pix2pixhd_cli.features import FeatureClusters
 from pix2pixhd_cli.pipeline import studio as verb
+from pix2pixhd_cli.pipeline.cluster import cluster
+from pix2pixhd_cli.pipeline.encode import encode
+from pix2pixhd_cli.pipeline.train import train
+from pix2pixhd_cli.settings import load_settings
 from pix2pixhd_cli.studio import guard, wire
 from pix2pixhd_cli.studio.easel import MOST_WAITING, Busy, Easel, Overtaken
-from tests.conftest import Command
+from tests.conftest import TINY, Command, tiny_settings
 from tests.serving import serving
 
 Scene = dict[str, Any]
@@ -175,6 +180,53 @@ def test_a_photos_codes_reconstruct_it(client: httpx.Client, dataset: Path, run:
     assert set(codes) == {str(i) for i in found.ids}
     for identity, code in zip(found.ids, found.codes, strict=True):
         np.testing.assert_array_equal(np.array(codes[str(identity)], np.float32), code.astype(np.float32))
+
+
+def test_a_run_without_an_encoder_has_no_styles(packed: Path, dataset: Path, tmp_path: Path) -> None:
+    train(packed, tmp_path / "plain", tiny_settings(encoder={"enabled": False}))
+    with serving(tmp_path / "plain", dataset) as (url, _), httpx.Client(base_url=url, timeout=60) as client:
+        assert client.get("/api/run").json()["channels"] == 0
+        scene = client.get("/api/scenes/0").json()
+        del scene["warning"]
+        head, picture = painted(paint(client, scene))
+        assert (head["codes"], picture.shape) == ({}, (32, 64, 3))
+        assert "without an encoder" in paint(client, scene, styles=["car=mean"]).json()["detail"]
+        maps = {key: scene[key] for key in ("height", "width", "objects", "map")}
+        refused = client.post("/api/encode", json={**maps, "photo": wire.pack(np.zeros((32, 64, 3), np.uint8))})
+        assert refused.status_code == 400 and "without an encoder" in refused.json()["detail"]
+        saved = client.post("/api/save", json=scene)
+        file = base64.b64encode(saved.content).decode()
+        assert client.post("/api/open", json={"file": file}).json()["map"] == scene["map"]
+
+
+def test_a_run_that_pools_by_label_has_a_code_per_class(packed: Path, dataset: Path, tmp_path: Path) -> None:
+    run = tmp_path / "pooled"
+    train(packed, run, tiny_settings(encoder={**TINY["encoder"], "pooling": "label"}))
+    encode(run)
+    cluster(run)
+    with serving(run, dataset) as (url, _), httpx.Client(base_url=url, timeout=60) as client:
+        assert client.get("/api/run").json()["pooled_by_label"]
+        scene = client.get("/api/scenes/0").json()
+        del scene["warning"]
+        head, _ = painted(paint(client, scene, styles=["car=0.1,0.2,0.3"]))
+        assert set(head["codes"]) == {"7", "8", "11", "23", "26"} and head["codes"]["26"] == [0.1, 0.2, 0.3]
+
+
+def test_a_scene_keeps_its_codes_whatever_styles_are_called_now(
+    client: httpx.Client, run: Path, scene: Scene, tmp_path: Path
+) -> None:
+    body = {**scene, "styles": ["car=red", "road=1"], "seed": 12}
+    head, picture = painted(paint(client, body))
+    file = base64.b64encode(client.post("/api/save", json=body).content).decode()
+    renamed = shutil.copytree(run, tmp_path / "renamed")
+    cluster(renamed, settings=load_settings({"cluster": {"clusters": 2}}, run=renamed), names=["car:0=blue"])
+    with serving(renamed, None, seed=4) as (other, _), httpx.Client(base_url=other, timeout=60) as there:
+        back = there.post("/api/open", json={"file": file}).json()
+        assert back.pop("warning") == "" and back["seed"] == 12
+        again, same = painted(paint(there, back))
+        assert again["codes"] == head["codes"]
+        np.testing.assert_array_equal(same, picture)
+        assert there.get("/api/scenes/blank").json()["seed"] == 4
 
 
 # Whom it answers

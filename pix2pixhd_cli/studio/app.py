@@ -6,7 +6,8 @@ Pages hold the scenes; the server holds the model, and keeps nothing of a page b
 import io
 import secrets
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -129,7 +130,8 @@ class Studio:
     def opening(self, number: int) -> wire.OpenedScene:
         """One of the scenes that the studio was started with."""
         assert self.scenes is not None
-        return self._opened(self.scenes.read(number))
+        scene = self.scenes.read(number)
+        return self._opened(scene if scene.mark else replace(scene, seed=self.seed))
 
     def blank(self) -> wire.OpenedScene:
         """An empty canvas of the training data's first size, all of its commonest class."""
@@ -152,8 +154,26 @@ class Studio:
         return self._opened(scene)
 
     def _opened(self, scene: Scene) -> wire.OpenedScene:
+        """A scene for the page, in styles that give the codes that it was saved with."""
         told = of_another_model(scene, self.painter) if scene.mark else ""
-        return wire.opened(scene).model_copy(update={"warning": told})
+        return wire.opened(replace(scene, styles=self._texts(scene))).model_copy(update={"warning": told})
+
+    def _texts(self, scene: Scene) -> tuple[str, ...]:
+        """Its texts, and codes in digits where they do not say the same now: other styles may go by their names."""
+        if not self.painter.channels:
+            return ()
+        texts, found = scene.styles, {}
+        try:
+            found = self._codes(scene.example, texts, scene.seed)
+        except P2PHDError:
+            texts = ()
+        target = "{}" if self.painter.model.pool_by_label else "instance:{}"
+        changed = [
+            f"{target.format(identity)}={','.join(map(str, wire.spelled(code)))}"
+            for identity, code in scene.example.codes.items()
+            if not np.array_equal(found.get(identity, ()), code)
+        ]
+        return (*texts, *changed)
 
     def paint(self, body: wire.SceneBody) -> wire.Painted:
         """A scene's picture, and its codes."""
@@ -192,17 +212,20 @@ class Studio:
     def _scene(self, body: wire.SceneBody) -> Scene:
         """A scene with the codes that its styles say."""
         example = Example(body.stem, *self._maps(body), None)
-        styler = Styler(
-            parse_rules(body.styles, self.spec, self.clusters, self.painter.channels),
-            self.clusters,
-            channels=self.painter.channels,
-            seed=body.seed,
-        )
+        example = replace(example, codes=self._codes(example, body.styles, body.seed))
+        return Scene(example, tuple(body.styles), tuple(body.locked), body.seed, self.painter.mark)
+
+    def _codes(self, example: Example, styles: Sequence[str], seed: int) -> dict[int, NDArray[np.float32]]:
+        """The codes that styles give the instances of an example; raises `P2PHDError`."""
+        channels = self.painter.channels
+        if styles and not channels:
+            raise P2PHDError(f"{self.run}: was trained without an encoder, so it takes no feature codes")
+        rules = parse_rules(styles, self.spec, self.clusters, channels)
+        styler = Styler(rules, self.clusters, channels=channels, seed=seed)
         if styler.needs_photo():
             raise P2PHDError("styles: a page gives the codes that it found in a photo, and not `photo`")
-        codes = {i: np.asarray(code, np.float32) for i, code in self.painter.styled(example, styler).codes.items()}
-        example = Example(body.stem, example.label, example.instance, None, codes)
-        return Scene(example, tuple(body.styles), tuple(body.locked), body.seed, self.painter.mark)
+        bare = replace(example, codes={})
+        return {i: np.asarray(code, np.float32) for i, code in self.painter.styled(bare, styler).codes.items()}
 
     def _painted(self, body: wire.SceneBody) -> tuple[Scene, Picture]:
         scene = self._scene(body)
